@@ -1,1 +1,78 @@
-"""TODO"""
+"""The command line: one file per verb, loaded when the verb is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from edgemm import __version__
+from edgemm.errors import EdgemmError, did_you_mean
+
+VERBS = {
+    "convert": "edgemm.cli.convert:convert",
+    "inspect": "edgemm.cli.inspect:inspect",
+    "run": "edgemm.cli.run:run",
+    "profile": "edgemm.cli.profile:profile",
+    "doctor": "edgemm.cli.doctor:doctor",
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a verb's module when it is called, so that `--help` needs no optional package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the verbs in the order of a working day."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns the command called `cmd_name`, or None."""
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Resolves the verb; a mistyped one is answered with the closest."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            hint = did_you_mean(args[0], VERBS, f"verbs: {', '.join(VERBS)}")
+            raise click.UsageError(f"no verb '{args[0]}'. {hint}", ctx=ctx) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="edgemm")
+def cli() -> None:
+    """Take a trained multimodal fusion model to the edge.
+
+    \b
+    edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label -o model.edgemm
+    edgemm inspect model.edgemm
+    edgemm run model.edgemm --data eval.npz -o outputs.npz
+    edgemm profile model.edgemm
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line; an EdgemmError becomes text on stderr and exit code 1, Ctrl-C exit code 130."""
+    try:
+        code = cli.main(args=argv, prog_name="edgemm", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; nothing was written.", err=True)
+        code = 130
+    except EdgemmError as error:
+        click.echo(f"error: {error}", err=True)
+        click.echo(f"hint:  {error.hint}", err=True)
+        code = 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code or 0)
