@@ -1,1 +1,6 @@
-"""TODO"""
+"""Recipes: what to convert and how, as validated sections (pydantic lives here only)."""
+
+from edgemm.recipe.loader import load_recipe
+from edgemm.recipe.schema import Recipe
+
+__all__ = ["Recipe", "load_recipe"]

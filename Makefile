@@ -1,0 +1,49 @@
+# Every target makes the environment it needs: `make demo` and `make test` work on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FIXTURES := $(VENV)/.fixtures
+
+.PHONY: setup demo test test-slow check format bench clean help
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(STAMP)  ## make .venv with everything that development needs
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,convert,dev]'
+	touch $@
+
+$(FIXTURES): $(STAMP) requirements-fixtures.txt requirements-fixtures-nodeps.txt
+	$(BIN)/pip install --quiet -c constraints.txt -r requirements-fixtures.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements-fixtures-nodeps.txt
+	touch $@
+
+demo: $(FIXTURES)  ## train a fusion model on real data, convert, run, profile
+	$(BIN)/python -m recipes.demo
+
+test: $(STAMP)   ## the fast tests
+	$(BIN)/pytest
+
+test-slow: $(FIXTURES)  ## convert, run and score every fixture (long)
+	$(BIN)/pytest -m slow
+
+check: $(STAMP)  ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(FIXTURES)  ## per fixture: accuracy, latency ratio, size ratio, seconds, memory
+	$(BIN)/python -m benchmarks.foundation
+
+clean:           ## remove the environment and the caches
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,111 @@
+"""The sections of a recipe. A recipe file and the options of `edgemm convert` fill the same fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
+Precision = Literal["auto", "fp32", "int8"]
+Layout = Literal["auto", "staged", "whole"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """Where the trained model is and what may be run to load it."""
+
+    path: Path = Field(description="Model file: .pt2, TorchScript, state_dict, .safetensors, .onnx.")
+    factory: str | None = Field(
+        default=None, description="FILE.py:FUNC or pkg.mod:FUNC that returns the nn.Module for a state_dict."
+    )
+    allow_pickle: bool = Field(
+        default=False, description="Load a pickled nn.Module. This runs code from the file."
+    )
+
+
+class InputSection(Section):
+    """What the file does not say about one input."""
+
+    modality: str | None = Field(default=None, description="Modality that this input belongs to.")
+    shape: tuple[int | str, ...] | None = Field(default=None, description="Sizes, or names of symbolic ones.")
+    dtype: str = Field(default="float32", description="numpy dtype name.")
+
+
+class DataSection(Section):
+    """Samples for calibration, search and evaluation: .npz, a folder of shards, or FILE.py:CLASS."""
+
+    calib: str | None = Field(default=None, description="Samples for calibration and search.")
+    eval: str | None = Field(
+        default=None, description="Samples for the final evaluation; without it a part of `calib` is set aside."
+    )
+    label: str | None = Field(default=None, description="Name of the label array.")
+    search_share: Fraction = Field(
+        default=0.3, description="Share of `calib` that search uses and calibration does not."
+    )
+    eval_share: Fraction = Field(
+        default=0.3, description="Share of `calib` set aside for evaluation without `eval`."
+    )
+    max_samples: int = Field(default=2000, ge=1, description="At most this many calibration samples are run.")
+    seed: int = Field(default=0, ge=0, description="Seed of the split.")
+
+
+class EvaluateSection(Section):
+    """How the fused result is scored, and how much of it may be lost."""
+
+    metric: str | None = Field(
+        default=None,
+        description="accuracy, f1_macro, auroc, mae, mse, agreement, cosine or FILE.py:FUNC; "
+        "default: accuracy for integer labels, mae for float labels, agreement without labels.",
+    )
+    output: str | None = Field(default=None, description="Output that is scored; default: the first.")
+    max_drop: float = Field(default=0.01, ge=0, description="Largest loss of the metric that may ship.")
+    batch: int = Field(default=16, ge=1, description="Samples per run during evaluation.")
+
+
+class ExportSection(Section):
+    """How the model becomes ONNX."""
+
+    opset: int | None = Field(default=None, ge=18, description="ONNX opset; default: the exporter's.")
+    absolute_tolerance: float = Field(default=1e-4, gt=0, description="Parity: largest absolute difference.")
+    relative_tolerance: float = Field(default=1e-3, ge=0, description="Parity: plus this share of max |output|.")
+
+
+class QuantizeSection(Section):
+    """What precision may be used."""
+
+    precision: Precision = Field(
+        default="auto", description="auto: int8 where it is faster and within budget. int8: or fail. fp32: none."
+    )
+    calibrator: Calibrator = Field(default="percentile", description="How a tensor's range is chosen.")
+
+
+class Recipe(Section):
+    """Everything that `convert` needs, the output path apart."""
+
+    model: ModelSection
+    inputs: dict[str, InputSection] = Field(default_factory=dict, description="Per input, by name.")
+    states: dict[str, str] = Field(default_factory=dict, description="State input -> the output that feeds it.")
+    data: DataSection = DataSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    export: ExportSection = ExportSection()
+    quantize: QuantizeSection = QuantizeSection()
+    target: Literal["cpu"] = Field(default="cpu", description="Device that the bundle is made for.")
+    layout: Layout = Field(
+        default="auto",
+        description="staged: one engine per stage; whole: one engine; auto: measured, staged if no slower.",
+    )
+    threads: int = Field(default=0, ge=0, description="Threads for measuring; 0: the backend decides.")
+
+    @model_validator(mode="after")
+    def _int8_needs_data(self) -> Recipe:
+        if self.quantize.precision == "int8" and self.data.calib is None:
+            raise ValueError("quantize.precision is int8 but data.calib is missing: ranges are never guessed")
+        return self
