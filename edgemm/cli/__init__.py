@@ -45,17 +45,23 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"no verb '{args[0]}'. {hint}", ctx=ctx) from error
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+EPILOG = """\b
+A working day:
+  edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label -o model.edgemm
+  edgemm inspect model.edgemm
+  edgemm run model.edgemm --data eval.npz -o outputs.npz
+  edgemm profile model.edgemm
+"""
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+)
 @click.version_option(__version__, prog_name="edgemm")
 def cli() -> None:
-    """Take a trained multimodal fusion model to the edge.
-
-    \b
-    edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label -o model.edgemm
-    edgemm inspect model.edgemm
-    edgemm run model.edgemm --data eval.npz -o outputs.npz
-    edgemm profile model.edgemm
-    """
+    """Take a trained multimodal fusion model to the edge."""
 
 
 def main(argv: list[str] | None = None) -> None:
