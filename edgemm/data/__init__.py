@@ -1,0 +1,43 @@
+"""Calibration and evaluation samples: aligned rows of every input, checked once, read as they are needed.
+
+A *sample* is one row of every array: a mapping name -> array without the sample axis. Names that are no model
+inputs are labels. `open_samples` reads `.npz`, a folder of `.npz` shards, or the user's own class;
+`check_samples` holds them against the model in one streaming pass; `split` makes disjoint parts.
+"""
+
+from edgemm.data.check import ArrayInfo, DataReport, check_samples, describe
+from edgemm.data.reader import load_attribute
+from edgemm.data.samples import (
+    Sample,
+    Samples,
+    Source,
+    Subset,
+    batches,
+    digest_of,
+    has_batch_axis,
+    make_feed,
+    names_of,
+    split,
+    split_in_order,
+)
+from edgemm.data.sources import open_samples
+
+__all__ = [
+    "ArrayInfo",
+    "DataReport",
+    "Sample",
+    "Samples",
+    "Source",
+    "Subset",
+    "batches",
+    "check_samples",
+    "describe",
+    "digest_of",
+    "has_batch_axis",
+    "load_attribute",
+    "make_feed",
+    "names_of",
+    "open_samples",
+    "split",
+    "split_in_order",
+]
