@@ -1,23 +1,21 @@
-"""The bundle: a directory with a manifest, one file per engine, and a digest for each. Device side.
-
-x.edgemm/
-manifest.json                  schema version, signature, stages, variants, sha256 of every other file
-recipe.json                    what was asked for
-engines/<variant>/<stage>.onnx one engine per stage (or one for the whole graph)
-plans/<variant>.json           every quantization decision with its rule and reason
-"""
+"""What a bundle says about itself: stages, variants, signature, digests. Device side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from edgemm.tensors import IOSpec, TensorSpec
 
 SCHEMA = 1
+"""Version of the manifest's structure. A reader refuses a newer one."""
+
+FORMAT = "edgemm-bundle"
+"""Value of the manifest's `format` key; tells a bundle from any other directory with a `manifest.json`."""
+
 MANIFEST = "manifest.json"
+"""File name of the manifest at the root of the bundle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +84,10 @@ class Manifest:
         variants: Shipped ones first; at least one has engines.
         info: What only people and reports read: `model` (source, kind, sha256, parameters, opset), `dynamic`,
             `parity`, `data` (splits and digests), `float_size_bytes`, `tools` (versions).
-        measured: Everything that differs from run to run: `created`, `machine`, `seconds`, `latency` per variant.
+        measured: Everything that differs from run to run: `created`, `machine`, `seconds`, `latency` per variant
+            (`measured["latency"][variant.name]`).
         files: Relative path -> `{sha256, size}` of every file but the manifest.
+        schema: Version of the structure, `SCHEMA` for what this edgemm writes.
     """
 
     name: str
@@ -100,19 +100,28 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def shipped(self) -> tuple[Variant, ...]:
+        """The variants that have engines, in the order in which a session prefers them."""
+        return tuple(v for v in self.variants if v.engines and v.refused is None)
 
-def write_bundle(
-    path: Path, manifest: Manifest, files: Mapping[str, bytes], *, force: bool = False
-) -> Manifest:
-    """Writes a bundle atomically (temporary sibling, then rename) and returns the manifest with digests."""
-    raise NotImplementedError
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values; equal manifests give equal text. `from_json` is its inverse.
 
+        Raises:
+            BundleError: A value is not JSON (NaN, an object); the message says where.
+        """
+        from edgemm.bundle.codec import manifest_to_json
 
-def read_manifest(path: Path) -> Manifest:
-    """Returns the manifest of the bundle at `path` after checking its schema and structure."""
-    raise NotImplementedError
+        return manifest_to_json(self)
 
+    @classmethod
+    def from_json(cls, data: object) -> Manifest:
+        """Returns the manifest that `to_json` wrote.
 
-def verify(path: Path, manifest: Manifest) -> None:
-    """Checks every file of the bundle against the manifest before anything is loaded."""
-    raise NotImplementedError
+        Raises:
+            BundleError: A newer schema, a missing key or a value of the wrong type; the message says where.
+        """
+        from edgemm.bundle.codec import manifest_from_json
+
+        return manifest_from_json(data)

@@ -1,0 +1,37 @@
+"""The bundle: a directory with a manifest, one file per engine, and a digest for each. Device side.
+
+    x.edgemm/
+      manifest.json                  schema version, signature, stages, variants, sha256 of every other file
+      recipe.json                    what was asked for
+      engines/<variant>/<stage>.onnx one engine per stage (or one for the whole graph)
+      plans/<variant>.json           every quantization decision with its rule and reason
+
+`manifest` says what a bundle holds, `codec` turns that into JSON and back, `store` writes, reads and verifies
+the directory.
+"""
+
+from __future__ import annotations
+
+from edgemm.bundle.manifest import (
+    FORMAT,
+    MANIFEST,
+    SCHEMA,
+    EngineEntry,
+    Manifest,
+    StageEntry,
+    Variant,
+)
+from edgemm.bundle.store import read_manifest, verify, write_bundle
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "SCHEMA",
+    "EngineEntry",
+    "Manifest",
+    "StageEntry",
+    "Variant",
+    "read_manifest",
+    "verify",
+    "write_bundle",
+]

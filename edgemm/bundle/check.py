@@ -1,0 +1,92 @@
+"""Does a manifest make sense? Names that repeat, engines whose inputs nobody gives, paths that lead out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgemm.bundle.manifest import MANIFEST, Manifest, Variant
+from edgemm.errors import BundleError
+
+MAX_FILES = 10_000
+"""Most files that a bundle may hold."""
+
+_HINT = "the bundle was put together wrongly; convert the model again"
+
+
+def check_consistent(manifest: Manifest) -> None:
+    """Checks that every name in the manifest refers to something and that the engines can be chained.
+
+    Raises:
+        BundleError: With the stage, variant or engine that does not fit.
+    """
+    io = manifest.io
+    _check_unique("input", (i.name for i in io.inputs))
+    _check_unique("output", (o.name for o in io.outputs))
+    _check_unique("stage", (s.name for s in manifest.stages))
+    _check_unique("variant", (v.name for v in manifest.variants))
+    inputs, outputs = {i.name for i in io.inputs}, {o.name for o in io.outputs}
+    for state in io.states:
+        if state.input not in inputs or state.output not in outputs:
+            raise BundleError(
+                f"manifest: the state '{state.input}' from '{state.output}' names no input and output.", hint=_HINT
+            )
+    for spec in io.feed_inputs:
+        if spec.name not in io.modalities:
+            raise BundleError(f"manifest: the input '{spec.name}' has no modality.", hint=_HINT)
+    for name in manifest.files:
+        check_path(name)
+    if len(manifest.files) > MAX_FILES:
+        raise BundleError(
+            f"manifest: {len(manifest.files)} files; a bundle holds at most {MAX_FILES}.", hint=_HINT
+        )
+    if not manifest.shipped:
+        raise BundleError("manifest: no variant has engines.", hint=_HINT)
+    for variant in manifest.shipped:
+        _check_variant(manifest, variant)
+
+
+def _check_variant(manifest: Manifest, variant: Variant) -> None:
+    stages = {s.name for s in manifest.stages}
+    known = {i.name for i in manifest.io.inputs}
+    _check_unique(f"engine of variant '{variant.name}'", (e.name for e in variant.engines))
+    for engine in variant.engines:
+        where = f"variant '{variant.name}', engine '{engine.name}'"
+        if engine.file not in manifest.files:
+            raise BundleError(f"{where}: its file '{engine.file}' is not in the bundle.", hint=_HINT)
+        if strange := [s for s in engine.stages if s not in stages]:
+            raise BundleError(f"{where}: there is no stage '{strange[0]}'.", hint=_HINT)
+        if lacking := [i for i in engine.inputs if i not in known]:
+            raise BundleError(f"{where}: no input and no engine before it gives '{lacking[0]}'.", hint=_HINT)
+        known.update(engine.outputs)
+    if lacking := [o.name for o in manifest.io.outputs if o.name not in known]:
+        raise BundleError(f"variant '{variant.name}': no engine gives the output '{lacking[0]}'.", hint=_HINT)
+
+
+def check_path(name: str) -> None:
+    """Checks that `name` is a plain relative path below the bundle, the same on every system.
+
+    Raises:
+        BundleError: Absolute, `..`, a backslash, a control character, or the manifest's own name.
+    """
+    reason = None
+    if name.startswith("/"):
+        reason = "is absolute"
+    elif any(part in ("", ".", "..") for part in name.split("/")):
+        reason = "has an empty, '.' or '..' part"
+    elif "\\" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
+        reason = "has a backslash or a control character"
+    elif name == MANIFEST:
+        reason = "is the manifest itself"
+    if reason:
+        raise BundleError(
+            f"manifest: the file name {name!r} {reason}.",
+            hint="a bundle only names files below its own folder; do not use this one",
+        )
+
+
+def _check_unique(kind: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BundleError(f"manifest: there are two {kind}s called '{name}'.", hint=_HINT)
+        seen.add(name)
