@@ -18,6 +18,7 @@ from edgemm.errors import BundleError
 from edgemm.tensors import IOSpec, StateSpec, TensorSpec
 
 WORDS = st.text(string.ascii_letters + "_µ名 ", min_size=1, max_size=8)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -403,7 +403,7 @@ def test_verify_reads_no_file_outside(bundle: Path, monkeypatch: pytest.MonkeyPa
     manifest = read_manifest(bundle)
     outside = {**manifest.files, "../secret": {"sha256": "0" * 64, "size": 1}}
     monkeypatch.setattr(builtins, "open", lambda *a, **k: pytest.fail("opened a file"))
-    with pytest.raises(BundleError, match="'..' part"):
+    with pytest.raises(BundleError, match=r"'\.\.' part"):
         verify(bundle, replace(manifest, files=outside))
 
 

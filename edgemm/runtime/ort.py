@@ -1,0 +1,134 @@
+"""Runs an ONNX engine on ONNX Runtime's CPU execution provider. onnxruntime is imported when one opens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgemm._optional import require
+from edgemm.errors import BackendError, BundleError
+from edgemm.runtime.session import SessionOptions
+from edgemm.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+    "tensor(complex64)": "complex64",
+    "tensor(complex128)": "complex128",
+}
+"""ONNX Runtime's type names that numpy has a dtype for."""
+
+_FATAL = 4
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+
+
+class OrtSession:
+    """One engine on ONNX Runtime. `run` may be called from several threads at once."""
+
+    def __init__(self, engine: Path, options: SessionOptions) -> None:
+        """Opens the engine file.
+
+        Raises:
+            BackendError: No ONNX file, an operator that ONNX Runtime lacks, or an input that is no number.
+            MissingExtraError: onnxruntime is not installed.
+        """
+        self.name = Path(engine).name
+        self._profiling = options.profile_to is not None
+        self._session: Any = open_onnx(Path(engine), options, self.name)
+        self.inputs = _specs(self._session.get_inputs(), "input", self.name)
+        self.outputs = _specs(self._session.get_outputs(), "output", self.name)
+        self._output_names = [o.name for o in self.outputs]
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        """Returns the outputs in the order of `outputs`. `feed` holds exactly the engine's inputs.
+
+        Raises:
+            BackendError: A node failed; the message names it.
+            BundleError: The session is closed.
+        """
+        session = self._session
+        if session is None:
+            raise BundleError(f"engine '{self.name}' is closed.", hint="open the session again")
+        try:
+            outputs: Sequence[np.ndarray] = session.run(self._output_names, feed)
+        except Exception as error:
+            raise BackendError(
+                f"engine '{self.name}' failed: {explain(error)}",
+                hint="check the values and sizes of the inputs; `edgemm inspect` shows what the model takes",
+            ) from error
+        return outputs
+
+    def close(self) -> None:
+        """Frees what the engine holds; a second call does nothing. A run under way in a thread ends first."""
+        session, self._session = self._session, None
+        if session is not None and self._profiling:
+            session.end_profiling()
+
+
+def open_onnx(model: Path | bytes, options: SessionOptions, name: str) -> Any:
+    """Returns an `onnxruntime.InferenceSession` over `model` on the CPU execution provider.
+
+    Idle pool threads stop spinning as soon as a run ends unless `options.spinning`: several engines in one
+    process otherwise take the cores from each other.
+
+    Raises:
+        BackendError: ONNX Runtime cannot load `model`; the message starts with `name`.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    ort = require("onnxruntime", extra="cpu", why="run this engine")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _FATAL  # failures are raised; nothing is printed behind the app's back
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    if not options.spinning:
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if options.profile_to is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = options.profile_to
+    try:
+        return ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model,
+            settings,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # the fallback prints to stdout
+        )
+    except Exception as error:
+        raise BackendError(
+            f"engine '{name}' does not open in ONNX Runtime {ort.__version__}: {explain(error)}",
+            hint="is the file a whole ONNX model? if so, update onnxruntime on this device, or convert it again",
+        ) from error
+
+
+def explain(error: Exception) -> str:
+    """Returns what ONNX Runtime said, without its prefix and source lines."""
+    text = _PREFIX.sub("", str(error).strip())
+    return " ".join(text.split())[:800]
+
+
+def _specs(arguments: Sequence[Any], kind: str, engine: str) -> tuple[TensorSpec, ...]:
+    """Returns the specs of a session's inputs or outputs; an unnamed size gets the name `NAME:AXIS`."""
+    specs = []
+    for argument in arguments:
+        if argument.type not in DTYPES:
+            raise BackendError(
+                f"engine '{engine}': {kind} '{argument.name}' is a {argument.type}, which edgemm does not run.",
+                hint="give the model numbers only: leave tokenizers, text, maps and sequences outside of it",
+            )
+        shape = tuple(d if d is not None else f"{argument.name}:{axis}" for axis, d in enumerate(argument.shape))
+        specs.append(TensorSpec(argument.name, DTYPES[argument.type], shape))
+    return tuple(specs)
