@@ -1,0 +1,227 @@
+"""Which node runs in which stage, and what each stage reads: decided here, carried out by `cut`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from edgemm.partition.dims import Source, carriers, missing, resolve
+from edgemm.partition.modalities import (
+    Modalities,
+    Overrides,
+    is_random,
+    modalities_of,
+    outer_inputs,
+    reach,
+    reads_shape_only,
+)
+from edgemm.partition.runtime_types import fill_types
+from edgemm.tensors import IOSpec
+
+
+@dataclass(slots=True)
+class StagePlan:
+    """One stage to be.
+
+    Attributes:
+        mask: Its modality set.
+        nodes: Its nodes and the constant ones that it copies, in graph order.
+        inputs: Graph inputs in the model's order, then cut tensors in graph order.
+        outputs: Graph outputs in the model's order, then cut tensors in graph order.
+        dims: Shape and Size nodes that read dimensions from elsewhere than their input.
+        unresolved: Shape and Size nodes whose dimensions nothing in this stage carries, and why.
+    """
+
+    mask: int
+    nodes: list[ir.Node]
+    inputs: list[ir.Value] = field(default_factory=list)
+    outputs: list[ir.Value] = field(default_factory=list)
+    dims: dict[ir.Node, tuple[Source, ...]] = field(default_factory=dict)
+    unresolved: dict[ir.Node, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All stages to be, in topological order, and the modality set of every value that has one."""
+
+    modalities: Modalities
+    masks: Mapping[ir.Value, int]
+    plans: tuple[StagePlan, ...]
+    notes: tuple[str, ...]
+
+
+def lay_out(model: ir.Model, io: IOSpec) -> Layout:
+    """Returns the stages of `model`, a prepared graph (see `prepare`).
+
+    A stage may ask for something that it cannot have: a dimension that none of its inputs carries, its own copy
+    of a random number, a tensor list from another stage. Then the node in question gets more modalities and
+    everything is laid out again; sets only grow, so this ends.
+    """
+    planner = _Planner(model, io)
+    overrides = Overrides()
+    notes: dict[str, None] = {}
+    while True:
+        masks = reach(planner.reads, planner.modalities, overrides)
+        plans = planner.plan(masks, overrides)
+        found = planner.revise(plans, masks, overrides)
+        if not found:
+            return Layout(planner.modalities, masks, tuple(plans), tuple(notes))
+        notes.update(dict.fromkeys(n for n in found if n))
+
+
+class _Planner:
+    """The graph-wide facts that every round of the layout shares."""
+
+    def __init__(self, model: ir.Model, io: IOSpec) -> None:
+        graph = model.graph
+        self.model = model
+        self.graph = graph
+        self.modalities = modalities_of(graph, io)
+        self.reads = {node: outer_inputs(node) for node in graph}
+        self.rank = {node: i for i, node in enumerate(graph)}
+        self.inputs = {value: i for i, value in enumerate(graph.inputs)}
+        self.outputs = {value: i for i, value in enumerate(graph.outputs)}
+        self.random = {node for node in graph if is_random(node)}
+        self.typed = False
+
+    def plan(self, masks: Mapping[ir.Value, int], overrides: Overrides) -> list[StagePlan]:
+        own: dict[int, list[ir.Node]] = {}
+        for node in self.graph:
+            mask = masks.get(node.outputs[0], 0)
+            if mask:
+                own.setdefault(mask, []).append(node)
+        served = self._served(list(own), masks)
+        for mask in served:
+            own.setdefault(mask, [])
+        plans = [
+            self._plan_stage(mask, own[mask], served.get(mask, []), masks, overrides)
+            for mask in sorted(own, key=_order)
+        ]
+        self._connect(plans, masks)
+        return plans
+
+    def _served(self, stage_masks: list[int], masks: Mapping[ir.Value, int]) -> dict[int, list[ir.Value]]:
+        """Returns stage -> graph outputs that it gives."""
+        ordered = sorted(stage_masks, key=_order)
+        last = ordered[-1] if ordered else 0
+        served: dict[int, list[ir.Value]] = {}
+        for value in self.outputs:
+            mask = masks.get(value, 0)
+            if value in self.inputs:  # passed through: by the smallest stage that may read it anyway
+                mask = next((m for m in ordered if m & mask == mask), mask)
+            served.setdefault(mask or last, []).append(value)
+        return served
+
+    def _plan_stage(
+        self,
+        mask: int,
+        own: list[ir.Node],
+        served: list[ir.Value],
+        masks: Mapping[ir.Value, int],
+        overrides: Overrides,
+    ) -> StagePlan:
+        chosen = set(own)
+        stack = list(own)
+        for value in served:
+            producer = value.producer()
+            if producer is not None and producer not in chosen:
+                chosen.add(producer)
+                stack.append(producer)
+        read: set[ir.Value] = {v for v in served if v in self.inputs}
+        shapes: list[ir.Node] = []
+        while stack:
+            node = stack.pop()
+            values = self.reads[node]
+            if reads_shape_only(node, overrides) and masks.get(values[0], 0):
+                shapes.append(node)
+                continue
+            for value in values:
+                producer, reached = value.producer(), masks.get(value, 0)
+                if value in self.inputs or reached not in (0, mask):
+                    read.add(value)
+                elif producer is not None and not reached and producer not in chosen:
+                    chosen.add(producer)
+                    stack.append(producer)
+        plan = StagePlan(mask, sorted(chosen, key=self.rank.__getitem__), outputs=list(served))
+        self._resolve_shapes(plan, sorted(shapes, key=self.rank.__getitem__), read, masks)
+        plan.inputs = sorted(read, key=self._place)
+        return plan
+
+    def _resolve_shapes(
+        self, plan: StagePlan, shapes: list[ir.Node], read: set[ir.Value], masks: Mapping[ir.Value, int]
+    ) -> None:
+        if not shapes:
+            return
+        free = [v for v in self.inputs if masks.get(v, 0) and masks[v] | plan.mask == plan.mask]
+        sources = carriers([*sorted(read, key=self._place), *(v for v in free if v not in read)])
+        for node in shapes:
+            value = self.reads[node][0]
+            here = value in read or (masks[value] == plan.mask and value not in self.inputs)
+            dims = resolve(node, {} if here else sources)
+            if dims is not None:
+                plan.dims[node] = dims
+                read.update(d[0] for d in dims if not isinstance(d, int))
+            elif value in free:
+                read.add(value)
+            elif not here:
+                plan.unresolved[node] = missing(node, sources)
+
+    def _connect(self, plans: list[StagePlan], masks: Mapping[ir.Value, int]) -> None:
+        """Gives every cut tensor to the outputs of the stage that makes it."""
+        by_mask = {p.mask: p for p in plans}
+        cut: dict[int, dict[ir.Value, None]] = {p.mask: {} for p in plans}
+        for plan in plans:
+            for value in plan.inputs:
+                if value not in self.inputs:
+                    cut[masks[value]].setdefault(value)
+        for mask, values in cut.items():
+            plan = by_mask[mask]
+            plan.outputs = sorted(plan.outputs, key=self.outputs.__getitem__)
+            plan.outputs += sorted((v for v in values if v not in self.outputs), key=self._place)
+
+    def _place(self, value: ir.Value) -> tuple[int, int]:
+        if value in self.inputs:
+            return (-1, self.inputs[value])
+        producer = value.producer()
+        assert producer is not None
+        return (self.rank[producer], value.index() or 0)
+
+    def revise(self, plans: list[StagePlan], masks: Mapping[ir.Value, int], overrides: Overrides) -> list[str]:
+        """Adds to `overrides` what `plans` lack; returns one note (or an empty line) per addition."""
+        notes: list[str] = []
+        unknown = [v for p in plans for v in p.inputs if v not in self.inputs and not _is_known(v)]
+        if unknown and not self.typed:
+            self.typed = True
+            fill_types(self.model, unknown)
+        for plan in plans:
+            for node, why in plan.unresolved.items():
+                if node not in overrides.by_value:
+                    overrides.by_value.add(node)
+                    notes.append(
+                        f"{node.op_type} '{node.name}' is read as a value of '{self.reads[node][0].name}': "
+                        f"{why} is on no input of the stage that needs it"
+                    )
+            for node in plan.nodes:
+                if node in self.random and not masks.get(node.outputs[0]) and node not in overrides.extra:
+                    overrides.extra[node] = plan.mask
+                    notes.append("")
+            for value in plan.inputs:
+                producer = value.producer()
+                if value in self.inputs or producer is None or _is_known(value):
+                    continue
+                overrides.extra[producer] = overrides.extra.get(producer, 0) | plan.mask
+                notes.append(
+                    f"'{producer.name}' runs with its consumer: '{value.name}' is no tensor of known type and rank"
+                )
+        return notes
+
+
+def _is_known(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.dtype is not None and value.shape is not None
+
+
+def _order(mask: int) -> tuple[int, tuple[int, ...]]:
+    bits = tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
+    return len(bits), bits
