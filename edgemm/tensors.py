@@ -141,12 +141,17 @@ class IOSpec:
 def check_feed(io: IOSpec, feed: Feed) -> None:
     """Checks one call's inputs: names, dtypes, shapes, memory layout.
 
-    Symbolic dimensions of one name must agree across inputs. A fixed batch is not compared here: the session
-    runs a feed of any batch in chunks of that size.
+    Symbolic dimensions of one name must agree across inputs. A fixed batch only has to be the same for every
+    input that has it: the session runs a feed of any batch in chunks of that size.
 
     Raises:
         DataError: With the input's name, what came, what was expected and how to convert it.
     """
+    if not isinstance(feed, Mapping):
+        raise DataError(
+            f"the feed is a {type(feed).__name__}, expected a mapping from input names to arrays.",
+            hint=f"feed {{'{io.inputs[0].name if io.inputs else 'name'}': array, ...}}",
+        )
     for name in feed:
         io.input(name)
     sizes: dict[str, tuple[int, str]] = {}
@@ -160,13 +165,13 @@ def check_feed(io: IOSpec, feed: Feed) -> None:
                 f"input '{spec.name}' is missing; got {', '.join(sorted(feed)) or 'nothing'}.",
                 hint=f"feed an array of {spec.dtype} {list(spec.shape)} under '{spec.name}'",
             )
-        _check_array(spec, array, sizes, skip_batch=isinstance(io.batch, int))
+        _check_array(spec, array, sizes, batch=io.batch if isinstance(io.batch, int) else None)
 
 
 def _check_array(
-    spec: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[int, str]], *, skip_batch: bool
+    spec: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[int, str]], *, batch: int | None
 ) -> None:
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise DataError(
             f"input '{spec.name}': got {type(array).__name__}, expected a numpy array of {spec.dtype}.",
             hint=f"convert it: numpy.asarray({spec.name}, dtype='{spec.dtype}')",
@@ -176,17 +181,22 @@ def _check_array(
             f"input '{spec.name}': got dtype {array.dtype.name}, expected {spec.dtype}.",
             hint=f"convert it: {spec.name}.astype('{spec.dtype}')",
         )
-    if array.ndim != len(spec.shape):
-        extra = (
-            " (one axis short: add the batch axis with x[None])" if array.ndim == len(spec.shape) - 1 else ""
+    if not array.dtype.isnative:
+        raise DataError(
+            f"input '{spec.name}': the bytes of its {spec.dtype} values are in another machine's order.",
+            hint=f"convert it: {spec.name}.astype('{spec.dtype}')",
         )
+    if array.ndim != len(spec.shape):
+        extra = " (one axis short: add the batch axis with x[None])" if array.ndim == len(spec.shape) - 1 else ""
         raise DataError(
             f"input '{spec.name}': got shape {array.shape}, expected {list(spec.shape)}.",
             hint=f"the model takes {len(spec.shape)} axes, the array has {array.ndim}{extra}",
         )
     for axis, (got, want) in enumerate(zip(array.shape, spec.shape, strict=True)):
+        if axis == 0 and want == batch:
+            want = f"{BATCH} of {batch}"  # one size for all inputs, whatever it is
         if isinstance(want, int):
-            if got != want and not (skip_batch and axis == 0):
+            if got != want:
                 raise DataError(
                     f"input '{spec.name}': got shape {array.shape}, expected {list(spec.shape)}.",
                     hint=f"axis {axis} must be {want}; it was fixed when the model was converted",

@@ -1,0 +1,276 @@
+"""Runs a fusion model: the engines of its stages, chained by tensor name, behind one checked call.
+
+The checks cost little because a combination of shapes that was accepted once is remembered; only the dtype and
+the memory layout of each array are looked at again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgemm.bundle import Manifest, StageEntry, Variant
+from edgemm.errors import BundleError, DataError
+from edgemm.runtime.session import EngineSession
+from edgemm.runtime.state import StateStore
+from edgemm.tensors import Feed, IOSpec, check_feed
+
+_MAX_REMEMBERED = 256
+"""How many accepted shape combinations a session remembers."""
+
+
+class _Step(NamedTuple):
+    """One engine call: what it reads, what it gives, and which tensors nobody needs after it."""
+
+    name: str
+    run: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    done: tuple[str, ...]
+
+
+class FusionSession:
+    """An opened bundle (or a bare ONNX file). Made by `open_session`; a context manager.
+
+    `run` may be called from several threads at once. Without states the calls run side by side. With states they
+    run one after the other, each from the state that the one before it left; a call that fails changes nothing.
+
+    Attributes:
+        manifest: What the bundle says; for a bare ONNX file, what could be read from it.
+        variant: The variant that was chosen.
+    """
+
+    def __init__(self, manifest: Manifest, variant: Variant, engines: Sequence[EngineSession]) -> None:
+        """Chains `engines`, one for each of `variant.engines`, in that order. The session closes them.
+
+        Raises:
+            BundleError: An engine takes or gives something else than the manifest says.
+        """
+        self.manifest = manifest
+        self.variant = variant
+        self._engines = tuple(engines)
+        _check_engines(manifest, variant, self._engines)
+        io = self._io = manifest.io
+        self._results = tuple(o.name for o in io.result_outputs)
+        self._passed_through = frozenset(o.name for o in io.outputs) & frozenset(i.name for i in io.inputs)
+        self._steps = _steps(io, variant, self._engines)
+        self._dtypes = tuple((i.name, np.dtype(i.dtype)) for i in io.inputs)
+        self._accepted: set[tuple[tuple[int, ...], ...]] = set()
+        self._states = StateStore(io) if io.states else None
+        self._batch = io.batch if isinstance(io.batch, int) else 0
+        self._batched = tuple(i.name for i in io.inputs if self._batch and i.shape[:1] == (io.batch,))
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def io(self) -> IOSpec:
+        """Names, dtypes, shapes, modalities and states of the model."""
+        return self._io
+
+    @property
+    def stages(self) -> tuple[StageEntry, ...]:
+        """The stages in topological order."""
+        return self.manifest.stages
+
+    @property
+    def joins(self) -> tuple[Mapping[str, Any], ...]:
+        """The nodes where stages meet: `{node, op, kind, stage, sources}` each."""
+        return self.manifest.joins
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of the kept states by input name; empty before the first call and after a reset."""
+        with self._lock:
+            return {name: value.copy() for name, value in self._states.kept.items()} if self._states else {}
+
+    def reset_state(self) -> None:
+        """Forgets the kept states: the next call starts from zeros. Without states it does nothing."""
+        with self._lock:
+            if self._states:
+                self._states.kept = {}
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Returns the result outputs by name; states are kept, not returned.
+
+        A state given in `feed` is used instead of the kept one. A model with a fixed batch of N takes any number
+        of samples: they run in chunks of N, the last one filled up with its last sample.
+
+        Args:
+            feed: Input name -> C-contiguous array. Not changed, and not needed after the call.
+
+        Raises:
+            DataError: A missing or unknown input, a wrong dtype, shape or memory layout, or a state of another
+                batch size.
+            BackendError: An engine failed.
+            BundleError: The session is closed.
+        """
+        return self._run(feed, None)
+
+    def run_timed(self, feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Returns what `run` returns, and the seconds that each engine took, by engine name.
+
+        Raises:
+            EdgemmError: As `run`.
+        """
+        seconds = {step.name: 0.0 for step in self._steps}
+        return self._run(feed, seconds), seconds
+
+    def close(self) -> None:
+        """Frees the engines; a second call does nothing. Calls under way in other threads may fail."""
+        self._closed = True
+        for engine in self._engines:
+            engine.close()
+
+    def __enter__(self) -> FusionSession:
+        """Returns the session itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the session."""
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(map(str, specs)) for specs in (self.io.feed_inputs, self.io.result_outputs))
+        return f"<FusionSession {self.manifest.name} ({self.variant.name}): {inputs} -> {outputs}>"
+
+    def _run(self, feed: Feed, seconds: dict[str, float] | None) -> dict[str, np.ndarray]:
+        if self._closed:
+            raise BundleError(f"the session on '{self.manifest.name}' is closed.", hint="open it again")
+        if type(feed) is not dict and not isinstance(feed, Mapping):
+            check_feed(self._io, feed)  # says that it is no mapping
+        if self._states is not None:
+            with self._lock:
+                values = self._states.complete(feed, self._check)
+                self._chain(values, seconds)
+                self._states.keep(values)
+                return self._take(values)
+        self._check(feed)
+        if self._batched and feed[self._batched[0]].shape[0] != self._batch:
+            return self._run_chunks(feed, seconds)
+        values = dict(feed)
+        self._chain(values, seconds)
+        return self._take(values)
+
+    def _check(self, feed: Feed) -> None:
+        """Checks `feed` as `check_feed` does, quickly where the same shapes were accepted before."""
+        shapes = []
+        for name, dtype in self._dtypes:
+            array = feed.get(name)
+            if type(array) is not np.ndarray or array.dtype != dtype or not array.flags.c_contiguous:
+                break
+            shapes.append(array.shape)
+        else:
+            key = tuple(shapes)
+            if key in self._accepted and len(feed) == len(key):
+                return
+            check_feed(self._io, feed)
+            if len(self._accepted) >= _MAX_REMEMBERED:
+                self._accepted.clear()
+            self._accepted.add(key)
+            return
+        check_feed(self._io, feed)
+
+    def _chain(self, values: dict[str, np.ndarray], seconds: dict[str, float] | None) -> None:
+        """Runs every engine over `values`, adds what they give and drops what is no longer needed."""
+        for step in self._steps:
+            given = {name: values[name] for name in step.inputs}
+            if seconds is None:
+                results = step.run(given)
+            else:
+                start = perf_counter()
+                results = step.run(given)
+                seconds[step.name] += perf_counter() - start
+            values.update(zip(step.outputs, results, strict=True))
+            for name in step.done:
+                del values[name]
+
+    def _take(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._passed_through:
+            return {n: values[n].copy() if n in self._passed_through else values[n] for n in self._results}
+        return {name: values[name] for name in self._results}
+
+    def _run_chunks(self, feed: Feed, seconds: dict[str, float] | None) -> dict[str, np.ndarray]:
+        """Runs a feed of any number of samples on a model with a fixed batch."""
+        size = self._batch
+        samples = feed[self._batched[0]].shape[0]
+        self._check_chunks(samples)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._results}
+        for start in range(0, samples, size):
+            values = dict(feed)
+            for name in self._batched:
+                values[name] = _filled(feed[name][start : start + size], size)
+            self._chain(values, seconds)
+            for name, value in self._take(values).items():
+                parts[name].append(value)
+        return {name: np.concatenate(values)[:samples] for name, values in parts.items()}
+
+    def _check_chunks(self, samples: int) -> None:
+        if samples == 0:
+            raise DataError(
+                f"input '{self._batched[0]}': got no samples, the model takes {self._batch} at a time.",
+                hint="feed at least one sample",
+            )
+        for spec in self._io.result_outputs:
+            if spec.shape[:1] != (self._batch,):
+                raise DataError(
+                    f"got {samples} samples, but the model has a fixed batch of {self._batch} and its output "
+                    f"'{spec.name}' {list(spec.shape)} is not one row per sample.",
+                    hint=f"feed {self._batch} samples at a time, or convert the model with a dynamic batch",
+                )
+
+
+def _filled(part: np.ndarray, size: int) -> np.ndarray:
+    """Returns `part` with its last row repeated until it has `size` rows."""
+    lacking = size - part.shape[0]
+    return np.concatenate([part, np.repeat(part[-1:], lacking, axis=0)]) if lacking else part
+
+
+def _steps(io: IOSpec, variant: Variant, engines: Sequence[EngineSession]) -> tuple[_Step, ...]:
+    """Returns the engine calls in order, each with the intermediate tensors that end there."""
+    kept = {o.name for o in io.outputs} | {i.name for i in io.inputs}
+    last: dict[str, int] = {}
+    for at, engine in enumerate(engines):
+        for spec in (*engine.inputs, *engine.outputs):
+            last[spec.name] = at
+    return tuple(
+        _Step(
+            entry.name,
+            engine.run,
+            tuple(i.name for i in engine.inputs),
+            tuple(o.name for o in engine.outputs),
+            tuple(name for name, end in last.items() if end == at and name not in kept),
+        )
+        for at, (entry, engine) in enumerate(zip(variant.engines, engines, strict=True))
+    )
+
+
+def _check_engines(manifest: Manifest, variant: Variant, engines: Sequence[EngineSession]) -> None:
+    """Refuses engines whose own signature is not what the manifest says."""
+    inputs = {i.name: i for i in manifest.io.inputs}
+    outputs = {o.name: o for o in manifest.io.outputs}
+    for entry, engine in zip(variant.engines, engines, strict=True):
+        for kind, actual, said in (
+            ("takes", engine.inputs, entry.inputs),
+            ("gives", engine.outputs, entry.outputs),
+        ):
+            names = [a.name for a in actual]
+            if sorted(names) != sorted(said):
+                raise BundleError(
+                    f"engine '{entry.name}' {kind} {', '.join(names)}; the manifest says {', '.join(said)}.",
+                    hint="the bundle was put together wrongly; convert the model again",
+                )
+        for spec, known in [(i, inputs.get(i.name)) for i in engine.inputs] + [
+            (o, outputs.get(o.name)) for o in engine.outputs
+        ]:
+            if known is not None and (known.dtype, len(known.shape)) != (spec.dtype, len(spec.shape)):
+                raise BundleError(
+                    f"engine '{entry.name}' has {spec}; the manifest says {known}.",
+                    hint="the bundle was put together wrongly; convert the model again",
+                )
