@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgemm.graph import ExportedGraph
-from edgemm.partition import StageGraph
+from edgemm.partition import StageGraph, partition
 from edgemm.tensors import BATCH, Feed, IOSpec, StateSpec, TensorSpec
 
 DISABLED = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -176,3 +176,24 @@ def concat_model() -> ExportedGraph:
         }""",
         weights={n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()},
     )
+
+
+def partition_and_compare(graph: ExportedGraph, *feeds: Feed) -> StageGraph:
+    """Returns the stages of `graph` after comparing them with the whole on each feed.
+
+    With ONNX Runtime's graph optimizations off, the chain must give the same bits. At the default level ONNX
+    Runtime fuses nodes of the whole graph that the cut separates (a MatMul in an encoder with the Add behind it,
+    say), so the last bit may differ: there the bound is a few float32 roundings.
+    """
+    stage_graph = partition(graph)
+    for feed in feeds:
+        whole, chained = run_whole(graph, feed, DISABLED), run_stages(stage_graph, feed, DISABLED)
+        for name, expected in whole.items():
+            got = chained[name]
+            assert got.dtype == expected.dtype, name
+            assert got.shape == expected.shape, name
+            assert got.tobytes() == expected.tobytes(), f"{name}: {np.abs(got - expected).max()}"
+        whole, chained = run_whole(graph, feed, DEFAULT), run_stages(stage_graph, feed, DEFAULT)
+        for name, expected in whole.items():
+            np.testing.assert_allclose(chained[name], expected, rtol=2e-6, atol=2e-6, err_msg=name)
+    return stage_graph

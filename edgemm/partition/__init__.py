@@ -32,7 +32,6 @@ def partition(graph: ExportedGraph) -> StageGraph:
     """
     model = graph.model.clone()
     prepare.inline_functions(model)
-    prepare.sort_nodes(model)
     prepare.remove_unused(model)
     prepare.serve_initializer_outputs(model)
     prepare.name_uniquely(model)

@@ -1,6 +1,6 @@
 """Puts a graph into the form that the partition and the rewrites rely on. Each function works in place.
 
-The form: no local functions, unique node and value names, sorted nodes, no output that is an initializer, and
+The form: no local functions, unique node and value names, no output that is an initializer, and
 every shape that ONNX can infer.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 _log = logging.getLogger(__name__)
+_SMALL = 256  # elements; enough for every shape, and what inference reads are shapes
 
 
 class _NameGenerator:
@@ -58,19 +60,6 @@ def name_uniquely(model: ir.Model) -> int:
     return sum(old != n.name for old, n in zip(before, nodes, strict=True))
 
 
-def sort_nodes(model: ir.Model) -> int:
-    """Sorts the nodes topologically where they are not; returns 1 if anything moved."""
-    seen: set[ir.Node] = set()
-    for node in model.graph:
-        for value in node.inputs:
-            producer = value.producer() if value is not None else None
-            if producer is not None and producer not in seen:
-                passes.TopologicalSortPass()(model)
-                return 1
-        seen.add(node)
-    return 0
-
-
 def serve_initializer_outputs(model: ir.Model) -> int:
     """Puts an Identity behind every initializer that is a graph output; returns how many.
 
@@ -107,10 +96,8 @@ def fill_shapes(model: ir.Model) -> int:
     Returns:
         The number of values that gained a type or a dimension.
     """
-    probe = model.clone()
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(probe)
     count = 0
-    for node, inferred in zip(model.graph, probe.graph, strict=True):
+    for node, inferred in zip(model.graph, _infer(model), strict=True):
         for value, known in zip(node.outputs, inferred.outputs, strict=True):
             count += _merge(value, known)
     for value in model.graph.initializers.values():
@@ -118,6 +105,26 @@ def fill_shapes(model: ir.Model) -> int:
             value.shape = ir.Shape(value.const_value.shape.numpy())
             value.type = ir.TensorType(value.const_value.dtype)
     return count
+
+
+def _infer(model: ir.Model) -> ir.Graph:
+    """Returns the graph with every type and shape that ONNX infers, and without the data of large weights."""
+    probe = model.clone()
+    inputs, initializers = probe.graph.inputs, probe.graph.initializers
+    for value in list(initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.size > _SMALL:
+            if tensor is not None:
+                value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+            if not value.is_graph_input():
+                inputs.append(value)
+            del initializers[value.name or ""]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(probe), data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        _log.debug("shape inference gave up: %s", error)
+        return probe.graph
+    return ir.from_proto(inferred).graph
 
 
 def _merge(value: ir.Value, known: ir.Value) -> bool:
