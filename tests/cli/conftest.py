@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from cli_models import FUSION_STAGE, IMAGE_STAGE, STREAM, onnx_bytes, tensor
 
+from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant, write_bundle
 from edgemm.cli import main
+from edgemm.tensors import IOSpec, StateSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,3 +64,109 @@ def edgemm_process(tmp_path: Path):
         return Result(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture
+def fusion_bundle(tmp_path: Path) -> Path:
+    """image[4] and audio[2]; logits are image @ WEIGHT, then audio. One refused variant."""
+    image, audio = tensor("image", "batch", 4), tensor("audio", "batch", 2)
+    features, logits = tensor("features", "batch", 3), tensor("logits", "batch", 5)
+    folder = "engines/cpu-fp32"
+    engines = (
+        EngineEntry("image", ("image",), f"{folder}/image.onnx", ("image",), ("features",), {"fp32": 1}),
+        EngineEntry(
+            "fusion", ("fusion",), f"{folder}/fusion.onnx", ("features", "audio"), ("logits",), {"fp32": 1}
+        ),
+    )
+    files = {
+        f"{folder}/image.onnx": onnx_bytes(IMAGE_STAGE),
+        f"{folder}/fusion.onnx": onnx_bytes(FUSION_STAGE),
+        "recipe.json": b"{}\n",
+    }
+    size = sum(len(data) for name, data in files.items() if name.endswith(".onnx"))
+    accuracy = {
+        "metric": "accuracy",
+        "float": 0.975,
+        "variant": 0.975,
+        "drop": 0.0,
+        "budget": 0.01,
+        "samples": 500,
+    }
+    manifest = Manifest(
+        name="digits",
+        io=IOSpec(
+            (image, audio),
+            (logits,),
+            {"image": "image", "audio": "audio"},
+            reasons={"image": "an input of its own", "audio": "an input of its own"},
+        ),
+        stages=(
+            StageEntry("image", ("image",), "encoder", (image,), (features,), 1, 12),
+            StageEntry("fusion", ("image", "audio"), "fusion head", (features, audio), (logits,), 1, 0),
+        ),
+        joins=(
+            {"node": "concat", "op": "Concat", "kind": "concat", "stage": "fusion", "sources": ["image", "audio"]},
+        ),
+        variants=(
+            Variant("cpu-fp32", "cpu", "onnxruntime", "fp32", "staged", engines, {"fp32": 2}, size, accuracy),
+            Variant(
+                "cpu-int8", "cpu", "onnxruntime", "int8", "staged", (), {}, 0, None, "1.41 × slower than float"
+            ),
+        ),
+        info={
+            "parity": {"max_abs": 2.3e-05, "cosine": 0.999999, "samples": 50},
+            "tools": {"edgemm": "0.1.0", "onnxruntime": "1.31.1"},
+            "float_size_bytes": size,
+        },
+        measured={
+            "created": "2026-11-22T10:00:00Z",
+            "latency": {"cpu-fp32": {"float_ms": 0.373, "variant_ms": 0.159, "ratio": 0.426}},
+        },
+    )
+    path = tmp_path / "digits.edgemm"
+    write_bundle(path, manifest, files)
+    return path
+
+
+@pytest.fixture
+def stream_bundle(tmp_path: Path) -> Path:
+    """h_out = h + x, y = 2 h_out: the output is twice the running sum."""
+    x, h = tensor("x", "batch", 2), tensor("h", "batch", 2)
+    y, h_out = tensor("y", "batch", 2), tensor("h_out", "batch", 2)
+    file = "engines/cpu-fp32/x.onnx"
+    engine = EngineEntry("x", ("x",), file, ("x", "h"), ("y", "h_out"), {"fp32": 2})
+    data = onnx_bytes(STREAM)
+    manifest = Manifest(
+        name="stream",
+        io=IOSpec((x, h), (y, h_out), {"x": "x"}, (StateSpec("h", "h_out"),)),
+        stages=(StageEntry("x", ("x",), "encoder", (x, h), (y, h_out), 2, 1),),
+        joins=(),
+        variants=(Variant("cpu-fp32", "cpu", "onnxruntime", "fp32", "staged", (engine,), {"fp32": 2}, len(data)),),
+    )
+    path = tmp_path / "stream.edgemm"
+    write_bundle(path, manifest, {file: data})
+    return path
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path):
+    """Writes an ONNX text as a file."""
+
+    def write(text: str, name: str = "model.onnx") -> Path:
+        path = tmp_path / name
+        path.write_bytes(onnx_bytes(text))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def npz(tmp_path: Path):
+    """Writes arrays as an .npz file."""
+
+    def write(name: str = "data.npz", **arrays: np.ndarray) -> Path:
+        path = tmp_path / name
+        np.savez(path, **arrays)
+        return path
+
+    return write
