@@ -48,11 +48,25 @@ def open_session(
     missing: MissingExtraError | None = None
     for candidate in candidates:
         try:
-            return _chain(manifest, candidate, _open_engines(path, candidate, options))
+            return open_variant(path, manifest, candidate, options.threads)
         except MissingExtraError as error:
             missing = missing or error
     assert missing is not None
     raise missing
+
+
+def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: int = 0) -> FusionSession:
+    """Returns a session on one variant whose files lie below `folder` and are trusted.
+
+    `open_session` verifies a bundle and then comes here; a conversion that tries variants before there is a
+    bundle comes here directly.
+
+    Raises:
+        BackendError: An engine does not open on this device.
+        BundleError: An engine takes or gives something else than the manifest says.
+        MissingExtraError: The backend of the variant is not installed.
+    """
+    return _chain(manifest, variant, _open_engines(folder, variant, SessionOptions(threads=threads)))
 
 
 def _chain(manifest: Manifest, variant: Variant, engines: list[EngineSession]) -> FusionSession:

@@ -1,0 +1,141 @@
+"""Recurrent states: zeros at first, kept between calls, overridden by the feed, reset on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemm.errors import BackendError, BundleError, DataError
+from edgemm.runtime import FusionSession, open_session
+
+Bundle = Callable[..., Path]
+
+COUNTER = """g (float[batch,2] x, float[1,batch,2] h) => (float[batch,2] y, float[1,batch,2] h_out)
+<int64[1] zero = {0}> { u = Unsqueeze(x, zero)  h_out = Add(u, h)  y = Squeeze(h_out, zero) }"""
+CACHE = """g (float[batch,1,2] x, float[batch,past,2] cache) => (float[batch,total,2] cache_out, float[batch,2] y)
+<int64[1] one = {1}> { cache_out = Concat<axis=1>(cache, x)  y = ReduceSum<keepdims=0>(cache_out, one) }"""
+
+
+def ones(batch: int) -> np.ndarray:
+    return np.ones((batch, 2), np.float32)
+
+
+@pytest.fixture
+def counter(make_bundle: Bundle) -> FusionSession:
+    """A session whose output is the sum of all inputs so far."""
+    return open_session(make_bundle({"g": COUNTER}, states={"h": "h_out"}))
+
+
+def test_state_is_kept_between_calls_and_is_no_result(counter: FusionSession) -> None:
+    assert counter.state == {}
+    for call in range(1, 4):
+        out = counter.run({"x": ones(2)})
+        assert list(out) == ["y"]
+        np.testing.assert_array_equal(out["y"], ones(2) * call)
+    np.testing.assert_array_equal(counter.state["h"], np.full((1, 2, 2), 3))
+
+
+def test_reset_starts_from_zeros_with_any_batch(counter: FusionSession) -> None:
+    counter.run({"x": ones(2)})
+    counter.reset_state()
+    assert counter.state == {}
+    np.testing.assert_array_equal(counter.run({"x": ones(3)})["y"], ones(3))
+
+
+def test_state_in_the_feed_overrides_the_kept_one(counter: FusionSession) -> None:
+    counter.run({"x": ones(1)})
+    given = np.full((1, 1, 2), 10, np.float32)
+    np.testing.assert_array_equal(counter.run({"x": ones(1), "h": given})["y"], ones(1) * 11)
+    np.testing.assert_array_equal(given, np.full((1, 1, 2), 10))
+    np.testing.assert_array_equal(counter.run({"x": ones(1)})["y"], ones(1) * 12)
+
+
+def test_state_in_the_feed_may_change_the_batch(counter: FusionSession) -> None:
+    counter.run({"x": ones(1)})
+    out = counter.run({"x": ones(3), "h": np.full((1, 3, 2), 5, np.float32)})
+    np.testing.assert_array_equal(out["y"], ones(3) * 6)
+
+
+def test_another_batch_with_a_kept_state_is_refused(counter: FusionSession) -> None:
+    counter.run({"x": ones(2)})
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=r"the kept state 'h' has shape \(1, 2, 2\); this call needs 3"
+        ) as caught:
+            counter.run({"x": ones(3)})
+        assert "call reset_state()" in caught.value.hint
+    np.testing.assert_array_equal(counter.run({"x": ones(2)})["y"], ones(2) * 2)
+
+
+def test_returned_state_is_a_copy(counter: FusionSession) -> None:
+    counter.run({"x": ones(1)})
+    counter.state["h"][:] = 99
+    np.testing.assert_array_equal(counter.run({"x": ones(1)})["y"], ones(1) * 2)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_wrong_feeds_are_refused_and_change_nothing(counter: FusionSession, warm: bool) -> None:
+    if warm:
+        counter.run({"x": ones(2)})
+    for feed, message in (
+        ({}, "input 'x' is missing"),
+        ({"x": ones(2).astype(np.float64)}, "got dtype float64"),
+        ({"x": ones(2), "hh": ones(2)}, "no input 'hh'"),
+        ({"x": ones(2), "h": ones(2)}, "input 'h': got shape"),
+        ({"x": ones(2), "h": np.zeros((1, 3, 2), np.float32)}, "'h': axis 1 .'batch'. is 3"),
+    ):
+        with pytest.raises(DataError, match=message):
+            counter.run(feed)
+    np.testing.assert_array_equal(counter.run({"x": ones(2)})["y"], ones(2) * (2 if warm else 1))
+
+
+def test_growing_cache_starts_empty(make_bundle: Bundle) -> None:
+    session = open_session(make_bundle({"g": CACHE}, states={"cache": "cache_out"}))
+    for call in range(1, 5):
+        out = session.run({"x": np.full((2, 1, 2), call, np.float32)})
+        np.testing.assert_array_equal(out["y"], np.full((2, 2), call * (call + 1) / 2))
+        assert session.state["cache"].shape == (2, call, 2)
+
+
+def test_failing_call_leaves_every_state_as_it_was(make_bundle: Bundle) -> None:
+    first = "a (float[batch,2] x, float[batch,2] h) => (float[batch,2] h_out) { h_out = Add(x, h) }"
+    second = """b (float[batch,2] h_out, int64[k] i) => (float[k,2] y) { y = Gather<axis=0>(h_out, i) }"""
+    bundle = make_bundle({"a": first, "b": second}, outputs=("h_out", "y"), states={"h": "h_out"})
+    session = open_session(bundle)
+    good, bad = np.array([0]), np.array([9])
+    session.run({"x": ones(1), "i": good})
+    with pytest.raises(BackendError, match=r"engine 'b\.onnx' failed"):
+        session.run({"x": ones(1), "i": bad})
+    np.testing.assert_array_equal(session.state["h"], ones(1))
+    np.testing.assert_array_equal(session.run({"x": ones(1), "i": good})["y"], ones(1) * 2)
+
+
+def test_calls_from_several_threads_follow_one_another(counter: FusionSession) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        totals = list(pool.map(lambda _: float(counter.run({"x": ones(1)})["y"][0, 0]), range(400)))
+    assert sorted(totals) == [float(n) for n in range(1, 401)]
+
+
+def test_fixed_batch_with_states_takes_exactly_that(make_bundle: Bundle) -> None:
+    text = COUNTER.replace("batch", "2")
+    session = open_session(make_bundle({"g": text}, states={"h": "h_out"}, batch=2))
+    np.testing.assert_array_equal(session.run({"x": ones(2)})["y"], ones(2))
+    with pytest.raises(DataError, match="with states and a fixed batch takes exactly 2"):
+        session.run({"x": ones(3)})
+
+
+def test_state_that_cannot_be_fed_back_is_refused(make_bundle: Bundle) -> None:
+    text = "g (float[batch,2] x, float[batch,2] h) => (float[batch,2] y, float[batch] h_out)"
+    text += "<int64[1] one = {1}> { y = Add(x, h)  h_out = ReduceSum<keepdims=0>(y, one) }"
+    with pytest.raises(BundleError, match=r"the state 'h' takes h\[batch,2\] float32, but 'h_out' gives"):
+        open_session(make_bundle({"g": text}, states={"h": "h_out"}))
+
+
+def test_session_without_states_has_nothing_to_reset(fusion_bundle: Path) -> None:
+    session = open_session(fusion_bundle)
+    session.reset_state()
+    assert session.state == {}
