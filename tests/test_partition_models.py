@@ -20,7 +20,9 @@ class TwoEncoders(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6))
+        self.image = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6)
+        )
         self.audio = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 6))
         self.head = nn.Linear(6, 3)
 

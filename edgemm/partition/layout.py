@@ -87,24 +87,25 @@ class _Planner:
         self.typed = False
 
     def plan(self, masks: Mapping[ir.Value, int], overrides: Overrides) -> list[StagePlan]:
-        own: dict[int, list[ir.Node]] = {}
-        for node in self.graph:
-            mask = masks.get(node.outputs[0], 0)
-            if mask:
-                own.setdefault(mask, []).append(node)
-        served = self._served(list(own), masks)
-        for mask in served:
-            own.setdefault(mask, [])
-        plans = [
-            self._plan_stage(mask, own[mask], served.get(mask, []), masks, overrides)
-            for mask in sorted(own, key=_order)
-        ]
-        self._connect(plans, masks)
-        return plans
+        """Returns the stages in topological order, each cut down to what the model and later stages ask of it."""
+        present = {masks.get(n.outputs[0], 0) for n in self.graph} - {0}
+        wanted: dict[int, list[ir.Value]] = {mask: [] for mask in present}
+        for mask, values in self._served(sorted(present, key=_order), masks).items():
+            wanted.setdefault(mask, []).extend(values)
+        plans: list[StagePlan] = []
+        for mask in sorted(wanted, key=_order, reverse=True):
+            outputs = dict.fromkeys(sorted(wanted[mask], key=self._output_place))
+            if not outputs:
+                continue  # nothing but shapes was read from it
+            plan = self._plan_stage(mask, list(outputs), masks, overrides)
+            for value in plan.inputs:
+                if value not in self.inputs:
+                    wanted[masks[value]].append(value)
+            plans.append(plan)
+        return plans[::-1]
 
-    def _served(self, stage_masks: list[int], masks: Mapping[ir.Value, int]) -> dict[int, list[ir.Value]]:
+    def _served(self, ordered: list[int], masks: Mapping[ir.Value, int]) -> dict[int, list[ir.Value]]:
         """Returns stage -> graph outputs that it gives."""
-        ordered = sorted(stage_masks, key=_order)
         last = ordered[-1] if ordered else 0
         served: dict[int, list[ir.Value]] = {}
         for value in self.outputs:
@@ -115,71 +116,73 @@ class _Planner:
         return served
 
     def _plan_stage(
-        self,
-        mask: int,
-        own: list[ir.Node],
-        served: list[ir.Value],
-        masks: Mapping[ir.Value, int],
-        overrides: Overrides,
+        self, mask: int, outputs: list[ir.Value], masks: Mapping[ir.Value, int], overrides: Overrides
     ) -> StagePlan:
-        chosen = set(own)
-        stack = list(own)
-        for value in served:
-            producer = value.producer()
-            if producer is not None and producer not in chosen:
-                chosen.add(producer)
-                stack.append(producer)
-        read: set[ir.Value] = {v for v in served if v in self.inputs}
+        plan = StagePlan(mask, [], outputs=outputs)
+        chosen: set[ir.Node] = set()
+        read: set[ir.Value] = set()
         shapes: list[ir.Node] = []
-        while stack:
-            node = stack.pop()
-            values = self.reads[node]
-            if reads_shape_only(node, overrides) and masks.get(values[0], 0):
-                shapes.append(node)
+        stack = list(outputs)
+        sources: dict[str, tuple[ir.Value, int]] | None = None
+        while stack or shapes:
+            if not stack:  # everything but shapes is known: see where their dimensions can come from
+                if sources is None:
+                    sources = self._sources(mask, read, masks)
+                    shapes.sort(key=self.rank.__getitem__, reverse=True)
+                stack += self._resolve_shape(plan, shapes.pop(), sources, read, chosen, masks)
                 continue
-            for value in values:
-                producer, reached = value.producer(), masks.get(value, 0)
-                if value in self.inputs or reached not in (0, mask):
-                    read.add(value)
-                elif producer is not None and not reached and producer not in chosen:
-                    chosen.add(producer)
-                    stack.append(producer)
-        plan = StagePlan(mask, sorted(chosen, key=self.rank.__getitem__), outputs=list(served))
-        self._resolve_shapes(plan, sorted(shapes, key=self.rank.__getitem__), read, masks)
+            value = stack.pop()
+            producer = value.producer()
+            if value in self.inputs or masks.get(value, 0) not in (0, mask):
+                read.add(value)
+            elif producer is not None and producer not in chosen:
+                chosen.add(producer)
+                values = self.reads[producer]
+                if reads_shape_only(producer, overrides) and masks.get(values[0], 0):
+                    shapes.append(producer)
+                else:
+                    stack.extend(values)
+        plan.nodes = sorted(chosen, key=self.rank.__getitem__)
         plan.inputs = sorted(read, key=self._place)
         return plan
 
-    def _resolve_shapes(
-        self, plan: StagePlan, shapes: list[ir.Node], read: set[ir.Value], masks: Mapping[ir.Value, int]
-    ) -> None:
-        if not shapes:
-            return
-        free = [v for v in self.inputs if masks.get(v, 0) and masks[v] | plan.mask == plan.mask]
-        sources = carriers([*sorted(read, key=self._place), *(v for v in free if v not in read)])
-        for node in shapes:
-            value = self.reads[node][0]
-            here = value in read or (masks[value] == plan.mask and value not in self.inputs)
-            dims = resolve(node, {} if here else sources)
-            if dims is not None:
-                plan.dims[node] = dims
-                read.update(d[0] for d in dims if not isinstance(d, int))
-            elif value in free:
-                read.add(value)
-            elif not here:
-                plan.unresolved[node] = missing(node, sources)
+    def _sources(
+        self, mask: int, read: set[ir.Value], masks: Mapping[ir.Value, int]
+    ) -> dict[str, tuple[ir.Value, int]]:
+        """Returns where a stage can read each symbol: first from what it reads anyway, then from its modalities."""
+        free = (v for v in self.inputs if v not in read and self._is_free(v, mask, masks))
+        return carriers([*sorted(read, key=self._place), *free])
 
-    def _connect(self, plans: list[StagePlan], masks: Mapping[ir.Value, int]) -> None:
-        """Gives every cut tensor to the outputs of the stage that makes it."""
-        by_mask = {p.mask: p for p in plans}
-        cut: dict[int, dict[ir.Value, None]] = {p.mask: {} for p in plans}
-        for plan in plans:
-            for value in plan.inputs:
-                if value not in self.inputs:
-                    cut[masks[value]].setdefault(value)
-        for mask, values in cut.items():
-            plan = by_mask[mask]
-            plan.outputs = sorted(plan.outputs, key=self.outputs.__getitem__)
-            plan.outputs += sorted((v for v in values if v not in self.outputs), key=self._place)
+    def _is_free(self, value: ir.Value, mask: int, masks: Mapping[ir.Value, int]) -> bool:
+        reached = masks.get(value, 0)
+        return value in self.inputs and bool(reached) and reached | mask == mask
+
+    def _resolve_shape(
+        self,
+        plan: StagePlan,
+        node: ir.Node,
+        sources: Mapping[str, tuple[ir.Value, int]],
+        read: set[ir.Value],
+        chosen: set[ir.Node],
+        masks: Mapping[ir.Value, int],
+    ) -> list[ir.Value]:
+        """Decides how `plan` gets the shape that `node` yields; returns the values it must compute for that."""
+        value = self.reads[node][0]
+        here = value in read or value.producer() in chosen
+        dims = resolve(node, {} if here else sources)
+        if dims is not None:
+            plan.dims[node] = dims
+            read.update(d[0] for d in dims if not isinstance(d, int))
+        elif not here and self._is_free(value, plan.mask, masks):
+            read.add(value)
+        elif not here and masks[value] == plan.mask:
+            return [value]
+        elif not here:
+            plan.unresolved[node] = missing(node, sources)
+        return []
+
+    def _output_place(self, value: ir.Value) -> tuple[int, int, int]:
+        return (0, self.outputs[value], 0) if value in self.outputs else (1, *self._place(value))
 
     def _place(self, value: ir.Value) -> tuple[int, int]:
         if value in self.inputs:
