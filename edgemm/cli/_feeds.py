@@ -1,17 +1,26 @@
-"""Samples from a data file as the calls of a session: in order, in batches, with the place of each row."""
+"""What a session is called with: the samples of a data file in order and in batches, or random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgemm.errors import DataError
+from edgemm.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from edgemm.data import Sample, Source
     from edgemm.tensors import IOSpec
+
+
+MAX_BYTES = 256 * 2**20
+"""Most memory that the feeds of a measurement may take."""
+
+MAX_FEEDS = 4096
+
+ASSUMED = 16
+"""Size of a symbolic dimension that nobody has named: neither data nor `--dim`."""
 
 
 def check_batch(io: IOSpec, batch: int) -> None:
@@ -59,3 +68,63 @@ def calls(io: IOSpec, samples: Source, batch: int) -> Iterator[tuple[int, int, d
         rows.append(sample)
     if rows:
         yield first, len(rows), make_feed(io, rows)
+
+
+def data_feeds(io: IOSpec, samples: Source, batch: int) -> list[dict[str, np.ndarray]]:
+    """Returns feeds of `batch` samples each, in order and starting over at the end, for a measurement.
+
+    They are in memory before the clock runs; there are at most `MAX_FEEDS`, and `MAX_BYTES` in all.
+
+    Raises:
+        DataError: No samples, or the rows of one feed differ in shape.
+    """
+    from edgemm.data import make_feed
+
+    if len(samples) == 0:
+        raise DataError(f"{samples.origin}: no samples.", hint="the file needs at least one row in every array")
+    feeds: list[dict[str, np.ndarray]] = []
+    size = 0
+    for start in range(0, len(samples), batch):
+        feeds.append(make_feed(io, [samples[(start + i) % len(samples)] for i in range(batch)]))
+        size += sum(array.nbytes for array in feeds[-1].values())
+        if len(feeds) >= MAX_FEEDS or size >= MAX_BYTES:
+            break
+    return feeds
+
+
+def random_feed(io: IOSpec, batch: int, sizes: Mapping[str, int]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Returns one feed of seeded random numbers, and the size of every symbolic dimension in it.
+
+    Integers are 0 or 1: small enough for any vocabulary, and right for a mask. Times that depend on the values
+    (early exits, denormal numbers) differ from those of real inputs.
+
+    Args:
+        io: The model's signature.
+        batch: Size of the batch axis.
+        sizes: Symbolic dimension -> size, for those that the user named.
+
+    Raises:
+        DataError: `sizes` names a dimension that no input has.
+    """
+    symbols = dict.fromkeys(d for i in io.feed_inputs for d in i.shape if isinstance(d, str))
+    known = {**dict.fromkeys(symbols, ASSUMED), **({io.batch: batch} if isinstance(io.batch, str) else {})}
+    for name in sizes:
+        if name not in symbols:
+            there = ", ".join(symbols) or "none"
+            raise DataError(
+                f"--dim {name}: no input has a dimension of this name (there are: {there}).",
+                hint=did_you_mean(name, symbols, "`edgemm inspect` shows the dimensions of every input"),
+            )
+    known.update(sizes)
+    random = np.random.default_rng(0)
+    feed = {}
+    for spec in io.feed_inputs:
+        shape = [known[d] if isinstance(d, str) else d for d in spec.shape]
+        if isinstance(io.batch, int) and spec.shape[:1] == (io.batch,):
+            shape[0] = batch
+        dtype = np.dtype(spec.dtype)
+        floating = dtype.kind in "fc"
+        feed[spec.name] = (random.standard_normal(shape) if floating else random.integers(0, 2, shape)).astype(
+            dtype
+        )
+    return feed, {name: known[name] for name in symbols}
