@@ -110,12 +110,16 @@ def digest_of(samples: Samples) -> str:
     """
     sha = hashlib.sha256()
     for index in range(len(samples)):
-        sample = samples[index]
-        for name in sorted(sample):
-            row = np.asarray(sample[name])
-            sha.update(f"{name}\0{row.dtype.str}\0{row.shape}\0".encode())
-            sha.update(np.ascontiguousarray(row).tobytes())
+        hash_sample(sha, samples[index])
     return sha.hexdigest()
+
+
+def hash_sample(sha: hashlib._Hash, sample: Sample) -> None:
+    """Adds one sample to a digest, for callers that stream through the samples anyway."""
+    for name in sorted(sample):
+        row = np.asarray(sample[name])
+        sha.update(f"{name}\0{row.dtype.str}\0{row.shape}\0".encode())
+        sha.update(np.ascontiguousarray(row).tobytes())
 
 
 def has_batch_axis(io: IOSpec, spec: TensorSpec) -> bool:

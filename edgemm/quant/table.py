@@ -42,7 +42,5 @@ class CalibrationTable:
             "samples": self.samples,
             "graph_digest": self.graph_digest,
             "data_digest": self.data_digest,
-            "ranges": {
-                name: [r.low, r.high, r.seen_low, r.seen_high] for name, r in sorted(self.ranges.items())
-            },
+            "ranges": {name: [r.low, r.high, r.seen_low, r.seen_high] for name, r in sorted(self.ranges.items())},
         }
