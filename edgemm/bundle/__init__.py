@@ -21,7 +21,7 @@ from edgemm.bundle.manifest import (
     StageEntry,
     Variant,
 )
-from edgemm.bundle.store import read_manifest, verify, write_bundle
+from edgemm.bundle.store import check_output, read_manifest, verify, write_bundle
 
 __all__ = [
     "FORMAT",
@@ -31,6 +31,7 @@ __all__ = [
     "Manifest",
     "StageEntry",
     "Variant",
+    "check_output",
     "read_manifest",
     "verify",
     "write_bundle",

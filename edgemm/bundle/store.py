@@ -63,6 +63,18 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     return manifest
 
 
+def check_output(path: Path, *, force: bool = False) -> None:
+    """Checks that `write_bundle` may write to `path`, so that a long conversion does not fail at its end.
+
+    Raises:
+        BundleError: As `write_bundle`: the path is taken, or its folder is missing or not writable.
+    """
+    target = _target(path)
+    _check_free(target, force=force)
+    if not os.access(target.parent, os.W_OK):
+        raise _write_error(PermissionError(errno.EACCES, "permission denied"), target, 0)
+
+
 def read_manifest(path: Path) -> Manifest:
     """Returns the manifest of the bundle at `path` after checking its schema and structure.
 

@@ -18,7 +18,7 @@ from edgemm.bundle import Manifest, StageEntry, Variant
 from edgemm.errors import BundleError, DataError
 from edgemm.runtime.session import EngineSession
 from edgemm.runtime.state import StateStore
-from edgemm.tensors import Feed, IOSpec, check_feed
+from edgemm.tensors import Feed, IOSpec, TensorSpec, check_feed
 
 _MAX_REMEMBERED = 256
 """How many accepted shape combinations a session remembers."""
@@ -59,7 +59,7 @@ class FusionSession:
         self._results = tuple(o.name for o in io.result_outputs)
         self._passed_through = frozenset(o.name for o in io.outputs) & frozenset(i.name for i in io.inputs)
         self._steps = _steps(io, variant, self._engines)
-        self._dtypes = tuple((i.name, np.dtype(i.dtype)) for i in io.inputs)
+        self._dtypes = tuple((i.name, _dtype(i)) for i in io.inputs)
         self._accepted: set[tuple[tuple[int, ...], ...]] = set()
         self._states = StateStore(io) if io.states else None
         self._batch = io.batch if isinstance(io.batch, int) else 0
@@ -269,8 +269,25 @@ def _check_engines(manifest: Manifest, variant: Variant, engines: Sequence[Engin
         for spec, known in [(i, inputs.get(i.name)) for i in engine.inputs] + [
             (o, outputs.get(o.name)) for o in engine.outputs
         ]:
-            if known is not None and (known.dtype, len(known.shape)) != (spec.dtype, len(spec.shape)):
+            if known is not None and not _fits(known, spec):
                 raise BundleError(
                     f"engine '{entry.name}' has {spec}; the manifest says {known}.",
                     hint="the bundle was put together wrongly; convert the model again",
                 )
+
+
+def _fits(known: TensorSpec, spec: TensorSpec) -> bool:
+    """True when dtype, rank and every size that both fix are the same."""
+    return (known.dtype, len(known.shape)) == (spec.dtype, len(spec.shape)) and all(
+        a == b for a, b in zip(known.shape, spec.shape, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def _dtype(spec: TensorSpec) -> np.dtype[Any]:
+    try:
+        return np.dtype(spec.dtype)
+    except TypeError as error:
+        raise BundleError(
+            f"input '{spec.name}' is {spec.dtype}, which numpy does not have.",
+            hint="convert the model with inputs that numpy has, float32 or float16 for example",
+        ) from error

@@ -215,7 +215,9 @@ def _medians(random: np.random.Generator, values: np.ndarray) -> np.ndarray:
     """Returns the medians of resamples; long measurements are thinned to bound the memory."""
     if values.size > _BOOTSTRAP_SAMPLES:
         values = values[:: -(-values.size // _BOOTSTRAP_SAMPLES)]
-    return np.array([np.median(random.choice(values, values.size)) for _ in range(_BOOTSTRAPS)])
+    block = max(1, 1_000_000 // values.size)
+    sizes = [min(block, _BOOTSTRAPS - done) for done in range(0, _BOOTSTRAPS, block)]
+    return np.concatenate([np.median(random.choice(values, (n, values.size)), axis=1) for n in sizes])
 
 
 def peak_memory() -> int:

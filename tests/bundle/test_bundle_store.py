@@ -281,7 +281,7 @@ def test_of_two_writers_exactly_one_wins(
     path = tmp_path / "x.edgemm"
     if force:
         write_bundle(path, tiny_manifest, tiny_files)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
     contents = [{name: who for name in tiny_files} for who in (b"first" * 99, b"second" * 99)]
     writers = [

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemm.errors import DataError
@@ -39,6 +39,7 @@ def test_json_says_what_each_percentile_needs() -> None:
     assert json.loads(json.dumps(full)) == full
 
 
+@settings(deadline=None)
 @given(TIMES, st.floats(0, 99.99), st.floats(0, 99.99))
 def test_percentiles_are_monotone_and_inside_the_range(times: Latencies, p: float, q: float) -> None:
     low, high = times.percentile(min(p, q)), times.percentile(max(p, q))
@@ -51,6 +52,7 @@ def test_percentiles_are_monotone_and_inside_the_range(times: Latencies, p: floa
         assert low is not None
 
 
+@settings(deadline=None)
 @given(TIMES, TIMES)
 def test_ratio_lies_in_its_interval(a: Latencies, b: Latencies) -> None:
     found = ratio(a, b)
@@ -58,6 +60,7 @@ def test_ratio_lies_in_its_interval(a: Latencies, b: Latencies) -> None:
     assert found.paired == (a.runs == b.runs)
 
 
+@settings(deadline=None)
 @given(TIMES, st.floats(0.1, 10))
 def test_ratio_of_scaled_times_is_the_scale(times: Latencies, scale: float) -> None:
     found = ratio(Latencies(times.seconds * scale), times)

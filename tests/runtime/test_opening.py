@@ -15,7 +15,7 @@ import pytest
 
 from edgemm.bundle import Variant, read_manifest, write_bundle
 from edgemm.errors import BackendError, BundleError
-from edgemm.runtime import open_session
+from edgemm.runtime import FusionSession, open_session
 
 Bundle = Callable[..., Path]
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>\n'
@@ -111,6 +111,37 @@ def test_engine_that_is_not_what_the_manifest_says_is_refused(fusion_bundle: Pat
     swapped = (replace(image, file=audio.file), audio, fusion)
     with pytest.raises(BundleError, match="engine 'image' takes audio; the manifest says image"):
         open_session(rewritten(fusion_bundle, (replace(variant, engines=swapped),)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [
+        ("float64", ("batch", 4), r"has image\[batch,4\] float32; the manifest says image\[batch,4\] float64"),
+        ("float32", ("batch", 5), r"the manifest says image\[batch,5\] float32"),
+        ("float32", ("batch", 4, 1), r"the manifest says image\[batch,4,1\] float32"),
+    ],
+)
+def test_manifest_that_is_wrong_about_an_input_is_refused(
+    fusion_bundle: Path, dtype: str, shape: tuple[int | str, ...], message: str
+) -> None:
+    manifest = read_manifest(fusion_bundle)
+    files = {name: (fusion_bundle / name).read_bytes() for name in manifest.files}
+    first, *others = manifest.io.inputs
+    io = replace(manifest.io, inputs=(replace(first, dtype=dtype, shape=shape), *others))
+    path = fusion_bundle.with_suffix(".wrong")
+    write_bundle(path, replace(manifest, io=io), files)
+    with pytest.raises(BundleError, match=message):
+        open_session(path)
+
+
+def test_dtype_that_numpy_lacks_is_refused(make_bundle: Bundle) -> None:
+    text = "g (float[batch,2] x) => (float[batch,2] y) { y = Neg(x) }"
+    session = open_session(make_bundle({"g": text}, backend="null"))
+    manifest = session.manifest
+    io = replace(manifest.io, inputs=(replace(manifest.io.inputs[0], dtype="posit16"),))
+    session._engines[0].inputs = io.inputs
+    with pytest.raises(BundleError, match="input 'x' is posit16, which numpy does not have"):
+        FusionSession(replace(manifest, io=io), session.variant, session._engines)
 
 
 def test_engine_that_does_not_open_closes_the_others(fusion_bundle: Path) -> None:
