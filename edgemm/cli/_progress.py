@@ -14,7 +14,7 @@ class RichProgress:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description:<11}"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -37,8 +37,13 @@ class RichProgress:
         """Shows how far `step` is."""
         if self._task is None or self._task[0] != step:
             self._clear()
-            self._task = (step, self._progress.add_task(step, total=total))
+            self._task = (step, self._progress.add_task(f"{step:<11}", total=total))
         self._progress.update(self._task[1], completed=done, total=total)
+
+    def status(self, step: str, text: str) -> None:
+        """Shows what `step` is doing."""
+        self._clear()
+        self._task = (step, self._progress.add_task(f"{step:<11} {text}", total=None))
 
     def step(self, step: str, text: str) -> None:
         """Prints what `step` came to."""

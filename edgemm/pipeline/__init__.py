@@ -1,0 +1,180 @@
+"""The story of `edgemm convert`: a recipe in, a bundle out. Read this file first.
+
+    load ─▶ export ─▶ rewrite ─▶ partition ─▶ calibrate ─▶ plan ─▶ search ─▶ verify ─▶ bundle
+
+`splits` divides the samples, `candidates` builds variants, `scoring` and `timing` measure them, `variants`
+chooses, `result` tells what it came to.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from edgemm.bundle import Manifest, StageEntry, check_output, write_bundle
+from edgemm.export.model import LoadedModel, ModelSource, load_model
+from edgemm.export.torch_onnx import ExportRequest, ExportResult, export_model
+from edgemm.graph import ExportedGraph
+from edgemm.partition import StageGraph, partition
+from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
+from edgemm.pipeline.progress import Clock, Progress, Silent
+from edgemm.pipeline.provenance import measured_here, tool_versions
+from edgemm.pipeline.result import ConvertResult
+from edgemm.pipeline.splits import Splits, divide, open_splits
+from edgemm.pipeline.variants import Contest, Outcome
+from edgemm.recipe import Recipe, build_recipe
+from edgemm.rewrite.pipeline import rewrite
+from edgemm.tensors import StateSpec, TensorSpec
+
+__all__ = ["ConvertResult", "Progress", "convert"]
+
+
+def convert(
+    recipe: Recipe | Mapping[str, Any],
+    output: str | Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Returns the bundle that was written to `output`, with everything that was measured.
+
+    Args:
+        recipe: A `Recipe`, or its sections as a dict: `{"model": {"path": "model.pt2"}, "data": {...}}`.
+        output: The bundle's directory. It is written whole or not at all.
+        force: Replace an existing bundle.
+        progress: Told about every step.
+
+    Raises:
+        EdgemmError: With what is wrong (name, got, expected) and a hint. Nothing is written then.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else build_recipe(recipe, where="recipe")
+    output = Path(output)
+    progress = progress or Silent()
+    clock = Clock()
+    check_output(output, force=force)
+    with clock("load"):
+        loaded = load_model(ModelSource(recipe.model.path, recipe.model.factory, recipe.model.allow_pickle))
+        splits = open_splits(recipe.data)
+    progress.step("load", f"{recipe.model.path.name}: {loaded.kind}, {loaded.parameters:,} parameters")
+    with clock("export"):
+        exported = export_model(loaded, _request(recipe), splits.any, lambda text: progress.status("export", text))
+    progress.step("export", _export_line(exported))
+    for note in (*loaded.notes, *exported.notes):
+        progress.step("note", note)
+    with clock("partition"):
+        graph, _ = rewrite(exported.graph)
+        stages = partition(graph)
+    progress.step("partition", _stages_line(stages))
+    with clock("data"):
+        splits = divide(splits, recipe.data, graph.io, lambda text: progress.step("warning", text))
+    manifest = _manifest(recipe, loaded, exported, stages, splits)
+    with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
+        bench = Workbench(Path(folder), manifest, recipe.threads)
+        try:
+            baseline, layouts = whole(exported.graph, stages), _layouts(recipe, graph, stages)
+            outcome = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock).run()
+        finally:
+            bench.close()
+    files = dict(outcome.files) | {"recipe.json": _recipe_json(recipe)}
+    manifest = _complete(manifest, outcome, clock, recipe.threads)
+    return ConvertResult(output, write_bundle(output, manifest, files, force=force))
+
+
+def _request(recipe: Recipe) -> ExportRequest:
+    inputs = recipe.inputs.items()
+    return ExportRequest(
+        inputs=tuple(TensorSpec(n, i.dtype, i.shape) for n, i in inputs if i.shape is not None),
+        modalities={n: i.modality for n, i in inputs if i.modality is not None},
+        states=tuple(StateSpec(i, o) for i, o in recipe.states.items()),
+        opset=recipe.export.opset,
+        absolute_tolerance=recipe.export.absolute_tolerance,
+        relative_tolerance=recipe.export.relative_tolerance,
+    )
+
+
+def _layouts(recipe: Recipe, graph: ExportedGraph, stages: StageGraph) -> tuple[Layout, ...]:
+    """Returns the layouts that may ship, the preferred one first. One stage is one engine either way."""
+    if recipe.layout == "whole":
+        return (whole(graph, stages),)
+    if recipe.layout == "staged" or len(stages.stages) < 2:
+        return (staged(stages),)
+    return staged(stages), whole(graph, stages)
+
+
+def _export_line(exported: ExportResult) -> str:
+    dims = exported.dynamic.dynamic
+    checked = {d.symbol: ", ".join(map(str, d.checked)) for d in dims}
+    text = "; ".join(f"{symbol} dynamic (checked at {sizes})" for symbol, sizes in checked.items())
+    fixed = "; ".join(f"{f.tensor} axis {f.axis} fixed at {f.size}: {f.reason}" for f in exported.dynamic.fixed)
+    opset = exported.graph.model.opset_imports.get("", 0)
+    parity = f"parity max-abs {exported.parity.max_abs:.1e}, cosine {exported.parity.cosine:.6f}"
+    return "; ".join(part for part in (f"ONNX opset {opset}", text, fixed, parity) if part)
+
+
+def _stages_line(stages: StageGraph) -> str:
+    names = " · ".join(f"{s.name} ({s.role}, {s.nodes} nodes)" for s in stages.stages)
+    kinds = ", ".join(dict.fromkeys(j.kind for j in stages.joins))
+    count = len(stages.stages)
+    return f"{count} stage{'s' * (count != 1)}: {names}" + (f"; joined by {kinds}" if kinds else "")
+
+
+def _manifest(
+    recipe: Recipe, loaded: LoadedModel, exported: ExportResult, stages: StageGraph, splits: Splits
+) -> Manifest:
+    """Returns the manifest as far as it is known before a variant is chosen."""
+    return Manifest(
+        name=recipe.model.path.name.split(".")[0] or "model",
+        io=exported.graph.io,
+        stages=tuple(
+            StageEntry(s.name, s.modalities, s.role, s.inputs, s.outputs, s.nodes, s.parameters)
+            for s in stages.stages
+        ),
+        joins=tuple(asdict(j) for j in stages.joins),
+        variants=(),
+        info={
+            "model": {
+                "source": recipe.model.path.name,
+                "kind": loaded.kind,
+                "sha256": loaded.sha256,
+                "parameters": loaded.parameters,
+                "opset": exported.graph.model.opset_imports.get("", 0),
+            },
+            "dynamic": exported.dynamic.to_json(),
+            "parity": exported.parity.to_json(),
+            "data": splits.to_json(),
+            "notes": [*loaded.notes, *exported.notes, *stages.notes],
+            "tools": tool_versions(),
+        },
+    )
+
+
+def _complete(manifest: Manifest, outcome: Outcome, clock: Clock, threads: int) -> Manifest:
+    seconds = {step: round(value, 3) for step, value in clock.seconds.items()}
+    info = {"float_size_bytes": outcome.float_size_bytes, "precision": outcome.precision}
+    return replace(
+        manifest,
+        variants=outcome.variants,
+        info={**manifest.info, **info},
+        measured={
+            **measured_here(threads),
+            "seconds": seconds | {"total": round(sum(clock.seconds.values()), 3)},
+            "latency": outcome.latency,
+        },
+    )
+
+
+def _recipe_json(recipe: Recipe) -> bytes:
+    """Returns the recipe without the folders of this machine: where the files lay is nobody else's business."""
+    data = recipe.model_dump(mode="json")
+
+    def name(text: str | None) -> str | None:
+        return text if text is None else text.rsplit("/", 1)[-1]
+
+    data["model"]["path"], data["model"]["factory"] = name(data["model"]["path"]), name(data["model"]["factory"])
+    data["data"]["calib"], data["data"]["eval"] = name(data["data"]["calib"]), name(data["data"]["eval"])
+    data["evaluate"]["metric"] = name(data["evaluate"]["metric"])
+    return json.dumps(data, indent=1).encode() + b"\n"

@@ -1,0 +1,182 @@
+"""Variants that may ship: built in memory, opened from a temporary folder, run by the runtime that ships.
+
+`convert` builds a few candidates, measures them against each other, and writes one of them into the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from edgemm.backends.registry import get_backend
+from edgemm.bundle import EngineEntry, Manifest, Variant
+from edgemm.graph import ExportedGraph
+from edgemm.partition import Stage, StageGraph
+from edgemm.quant.apply import apply_plan
+from edgemm.quant.plan import FLOAT, INT8, QuantPlan
+from edgemm.quant.tensors import table_key
+from edgemm.runtime.fusion import FusionSession
+from edgemm.runtime.opening import open_variant
+
+if TYPE_CHECKING:
+    from edgemm.quant.table import CalibrationTable
+
+WHOLE = "whole"
+"""Name of the only engine of a `whole` layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A variant with the bytes of its engines, by path in the bundle."""
+
+    variant: Variant
+    files: Mapping[str, bytes]
+
+    def renamed(self, name: str) -> Candidate:
+        """Returns this candidate under its name in the bundle, files included."""
+        old = self.variant.name
+
+        def path(file: str) -> str:
+            return file.replace(f"engines/{old}/", f"engines/{name}/", 1)
+
+        engines = tuple(replace(e, file=path(e.file)) for e in self.variant.engines)
+        variant = replace(self.variant, name=name, engines=engines)
+        return Candidate(variant, {path(file): payload for file, payload in self.files.items()})
+
+    def refuse(self, reason: str) -> Candidate:
+        """Returns the record of this candidate in a bundle that does not ship it."""
+        return Candidate(replace(self.variant, engines=(), size_bytes=0, refused=reason), {})
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a model is cut into engines: `stages` are the graphs, `covers` the model's stages in each."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    covers: tuple[tuple[str, ...], ...]
+
+
+def staged(graph: StageGraph) -> Layout:
+    """Returns the layout of one engine per stage."""
+    return Layout("staged", graph.stages, tuple((s.name,) for s in graph.stages))
+
+
+def whole(exported: ExportedGraph, graph: StageGraph) -> Layout:
+    """Returns the layout of one engine for everything in `exported`; `graph` names the stages that it covers."""
+    stage = Stage(
+        name=WHOLE,
+        modalities=exported.io.modality_names(),
+        role="whole",
+        inputs=exported.io.inputs,
+        outputs=exported.io.outputs,
+        model=exported.model,
+        nodes=len(exported.model.graph),
+        parameters=sum(s.parameters for s in graph.stages),
+    )
+    return Layout("whole", (stage,), (tuple(s.name for s in graph.stages),))
+
+
+Models = Callable[[Stage], tuple[ir.Model, Mapping[str, int]]]
+"""The graph to ship for a stage, with its number of nodes per precision."""
+
+
+def float_models(stage: Stage) -> tuple[ir.Model, Mapping[str, int]]:
+    """Returns the stage as it is."""
+    return stage.model, {FLOAT: stage.nodes}
+
+
+def planned_models(plan: QuantPlan, table: CalibrationTable, layout: Layout) -> Models:
+    """Returns what applies `plan` to a stage; a stage without int8 decisions stays as it is."""
+    if layout.name == WHOLE:
+        plan, table = _as_whole(plan, table)
+
+    def apply(stage: Stage) -> tuple[ir.Model, Mapping[str, int]]:
+        chosen = sum(d.precision == INT8 for d in plan.stage(stage.name))
+        if not chosen:
+            return float_models(stage)
+        return apply_plan(stage, plan, table), {INT8: chosen, FLOAT: stage.nodes - chosen}
+
+    return apply
+
+
+def _as_whole(plan: QuantPlan, table: CalibrationTable) -> tuple[QuantPlan, CalibrationTable]:
+    """Returns the same decisions and ranges for the graph in one piece, whose names are those of its stages."""
+    decisions = tuple(replace(d, stage=WHOLE) for d in plan.decisions)
+    ranges = {table_key(WHOLE, key.partition(":")[2]): value for key, value in table.ranges.items()}
+    return replace(plan, decisions=decisions), replace(table, ranges=ranges)
+
+
+def build(name: str, precision: str, layout: Layout, models: Models, target: str = "cpu") -> Candidate:
+    """Returns the built candidate.
+
+    Raises:
+        BackendError: The backend refuses a graph; the message names the node.
+    """
+    backend = get_backend("onnxruntime")
+    entries: list[EngineEntry] = []
+    files: dict[str, bytes] = {}
+    total: dict[str, int] = {}
+    for stage, covers in zip(layout.stages, layout.covers, strict=True):
+        model, decisions = models(stage)
+        engine = backend.build(model, target)
+        path = f"engines/{name}/{stage.name}{engine.suffix}"
+        files[path] = engine.payload
+        entries.append(
+            EngineEntry(
+                name=stage.name,
+                stages=covers,
+                file=path,
+                inputs=tuple(i.name for i in stage.inputs),
+                outputs=tuple(o.name for o in stage.outputs),
+                decisions=decisions,
+            )
+        )
+        for kind, count in decisions.items():
+            total[kind] = total.get(kind, 0) + count
+    variant = Variant(
+        name=name,
+        target=target,
+        backend=backend.name,
+        precision=precision,
+        layout=layout.name,
+        engines=tuple(entries),
+        decisions=total,
+        size_bytes=sum(map(len, files.values())),
+    )
+    return Candidate(variant, files)
+
+
+class Workbench:
+    """Opens candidates from a temporary folder with the session that will run them on the device."""
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
+        self.io = manifest.io
+        self._folder = folder
+        self._manifest = manifest
+        self._threads = threads
+        self._open: list[FusionSession] = []
+
+    def open(self, candidate: Candidate) -> FusionSession:
+        """Returns a session over `candidate`; it is closed with the workbench.
+
+        Raises:
+            BackendError: An engine does not open.
+        """
+        for name, payload in candidate.files.items():
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(payload)
+        session = open_variant(self._folder, self._manifest, candidate.variant, self._threads)
+        self._open.append(session)
+        return session
+
+    def close(self) -> None:
+        """Closes every session that was opened."""
+        for session in self._open:
+            session.close()
+        self._open = []

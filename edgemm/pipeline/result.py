@@ -1,0 +1,131 @@
+"""What a conversion came to: for programs as one JSON object, for people as a table and a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemm.bundle import Manifest, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """The bundle that was written, and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def shipped(self) -> Variant:
+        """The variant that the bundle runs."""
+        return self.manifest.shipped[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `edgemm convert --json` prints."""
+        manifest, info, measured = self.manifest, self.manifest.info, self.manifest.measured
+        io = manifest.io.to_json()
+        latency = measured.get("latency", {})
+        return {
+            "bundle": str(self.path),
+            "inputs": io["inputs"],
+            "outputs": io["outputs"],
+            "states": io["states"],
+            "stages": [
+                {
+                    "name": s.name,
+                    "modalities": list(s.modalities),
+                    "role": s.role,
+                    "nodes": s.nodes,
+                    "parameters": s.parameters,
+                }
+                for s in manifest.stages
+            ],
+            "joins": [dict(j) for j in manifest.joins],
+            "dynamic": info["dynamic"],
+            "parity": info["parity"],
+            "variants": [_variant_json(v, latency.get(v.name)) for v in manifest.variants],
+            "float_size_bytes": info["float_size_bytes"],
+            "data": info["data"],
+            "notes": info["notes"],
+            "seconds": measured["seconds"],
+        }
+
+    def stage_rows(self) -> list[tuple[str, ...]]:
+        """Returns a row per stage: name, modalities, nodes, parameters, precision, float ms, edge ms."""
+        latency = self.manifest.measured.get("latency", {}).get(self.shipped.name) or {}
+        engines = latency.get("engines", {})
+        by_stage = {s: e for e in self.shipped.engines if len(e.stages) == 1 for s in e.stages}
+        plan = self.manifest.info["precision"]
+        rows: list[tuple[str, ...]] = []
+        for stage in self.manifest.stages:
+            engine = by_stage.get(stage.name)
+            times = engines.get(engine.name, {}) if engine else {}
+            rows.append(
+                (
+                    stage.name,
+                    ", ".join(stage.modalities),
+                    f"{stage.nodes}",
+                    f"{stage.parameters:,}",
+                    plan.get(stage.name, "float"),
+                    _ms(times.get("float_ms")),
+                    _ms(times.get("variant_ms")),
+                )
+            )
+        return rows
+
+    def summary_lines(self) -> list[str]:
+        """Returns accuracy, latency and size of what ships, and why something else does not."""
+        shipped, lines = self.shipped, []
+        accuracy = shipped.accuracy
+        if accuracy is not None:
+            share = accuracy["percent"]
+            before, after = _value(accuracy["float"], share), _value(accuracy["variant"], share)
+            drop, budget = _points(accuracy["drop"], share), _points(accuracy["budget"], share)
+            lines.append(
+                f"accuracy   {accuracy['metric']} {before} → {after}   "
+                f"(drop {drop}, budget {budget}; {accuracy['samples']:,} {accuracy['split']} samples)"
+            )
+        else:
+            lines.append("accuracy   not measured: no samples (--calib, --eval)")
+        latency = self.manifest.measured.get("latency", {}).get(shipped.name)
+        if latency is not None:
+            lines.append(
+                f"latency    {latency['float_ms']:.3f} → {latency['variant_ms']:.3f} ms   "
+                f"({latency['ratio']:.2f} × float ONNX Runtime, p50 of {latency['runs']:,} interleaved runs)"
+            )
+        before_mb, after_mb = self.manifest.info["float_size_bytes"] / 1e6, shipped.size_bytes / 1e6
+        lines.append(f"size       {before_mb:.2f} → {after_mb:.2f} MB   ({shipped.name}, {shipped.layout})")
+        lines += [f"note: {v.name} refused: {v.refused}" for v in self.manifest.variants if v.refused]
+        return lines
+
+
+def _variant_json(variant: Variant, latency: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "name": variant.name,
+        "target": variant.target,
+        "backend": variant.backend,
+        "precision": variant.precision,
+        "layout": variant.layout,
+        "decisions": dict(variant.decisions),
+        "engines": [
+            {"name": e.name, "stages": list(e.stages), "decisions": dict(e.decisions)} for e in variant.engines
+        ],
+        "size_bytes": variant.size_bytes,
+        "accuracy": None if variant.accuracy is None else dict(variant.accuracy),
+        "latency": None if latency is None else dict(latency),
+        "refused": variant.refused,
+    }
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _value(value: float, share: bool) -> str:
+    return f"{value:.2%}" if share else f"{value:.4g}"
+
+
+def _points(value: float, share: bool) -> str:
+    return f"{100 * value:.2f} points" if share else f"{value:.4g}"

@@ -1,0 +1,113 @@
+"""Latency of several sessions in one interleaved measurement, whole calls and engine by engine.
+
+Sessions take turns in short blocks, in rotating order. Before each block the machine rests until the pool threads
+of the session before have gone to sleep, and one run that is not counted brings the session's own weights and
+threads back: what is compared is each session in steady use, under the same conditions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgemm.data import Samples, make_feed
+from edgemm.runtime.fusion import FusionSession
+from edgemm.runtime.latency import Latencies
+from edgemm.tensors import Feed, IOSpec
+
+FEEDS = 16
+"""Different samples that a measurement cycles over."""
+
+_REST = 0.003
+_BLOCK_SECONDS = 0.02
+_MAX_BLOCK = 10
+_MIN_ROUNDS = 7
+_MAX_ROUNDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Latencies of one session: whole calls, and each engine within them."""
+
+    total: Latencies
+    engines: Mapping[str, Latencies]
+
+    @property
+    def ms(self) -> float:
+        """Median of a whole call in milliseconds."""
+        return self.total.median * 1e3
+
+    def engine_ms(self, name: str) -> float:
+        """Median of one engine in milliseconds."""
+        return self.engines[name].median * 1e3
+
+
+def latency_feeds(io: IOSpec, samples: Samples | None, seed: int) -> list[Feed]:
+    """Returns feeds of one sample each: real ones spread evenly over `samples`, else one of random numbers."""
+    if samples is not None and len(samples):
+        chosen = np.unique(np.linspace(0, len(samples) - 1, FEEDS).round().astype(int))
+        return [make_feed(io, [samples[int(i)]]) for i in chosen]
+    return [random_feed(io, seed)]
+
+
+def random_feed(io: IOSpec, seed: int) -> dict[str, np.ndarray]:
+    """Returns one sample of seeded random numbers; symbolic sizes are 1 for the batch and 16 otherwise.
+
+    Integers are 0 or 1: small enough for any vocabulary, and right for a mask.
+    """
+    random = np.random.default_rng(seed)
+    feed: dict[str, np.ndarray] = {}
+    for spec in io.feed_inputs:
+        shape = tuple(d if isinstance(d, int) else 1 if d == io.batch else 16 for d in spec.shape)
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            feed[spec.name] = random.standard_normal(shape).astype(dtype)
+        else:
+            feed[spec.name] = random.integers(0, 2, shape).astype(dtype)
+    return feed
+
+
+def time_sessions(
+    sessions: Mapping[str, FusionSession], feeds: Sequence[Feed], *, seconds: float
+) -> dict[str, Timing]:
+    """Returns the timing of every session over the same feeds in about `seconds` in all.
+
+    At least seven rounds are made, however long they take.
+    """
+    blocks = {name: _block(session, feeds[0]) for name, session in sessions.items()}
+    totals: dict[str, list[float]] = {name: [] for name in sessions}
+    engines: dict[str, dict[str, list[float]]] = {name: {} for name in sessions}
+    names = list(sessions)
+    end = time.perf_counter() + seconds
+    for at in range(_MAX_ROUNDS):
+        for name in names[at % len(names) :] + names[: at % len(names)]:
+            session = sessions[name]
+            time.sleep(_REST)
+            session.run(feeds[at % len(feeds)])
+            for k in range(blocks[name]):
+                feed = feeds[(at + k) % len(feeds)]
+                start = time.perf_counter()
+                _, parts = session.run_timed(feed)
+                totals[name].append(time.perf_counter() - start)
+                for engine, value in parts.items():
+                    engines[name].setdefault(engine, []).append(value)
+        if at + 1 >= _MIN_ROUNDS and time.perf_counter() >= end:
+            break
+    return {
+        name: Timing(
+            Latencies(np.array(totals[name])),
+            {engine: Latencies(np.array(values)) for engine, values in engines[name].items()},
+        )
+        for name in sessions
+    }
+
+
+def _block(session: FusionSession, feed: Feed) -> int:
+    """Returns how many runs of `session` make a block."""
+    session.run(feed)
+    start = time.perf_counter()
+    session.run(feed)
+    return int(np.clip(_BLOCK_SECONDS / max(time.perf_counter() - start, 1e-6), 1, _MAX_BLOCK))
