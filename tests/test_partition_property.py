@@ -7,10 +7,12 @@ from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
-from builders import exported, partition_and_compare, random_feed
+from builders import DISABLED, exported, partition_and_compare, random_feed, run_whole
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
+from edgemm.rewrite import rewrite
 
 MODALITIES = ("image", "audio", "text")
 UNARY = ("Relu", "Tanh", "Sigmoid", "Abs", "Identity")
@@ -154,3 +156,15 @@ def test_stages_of_a_random_graph(graph):
     assert all(homes[n] <= 1 for n in single)
     assert all(homes[n] == 1 for n in needed)
     assert len({s.modalities for s in stages.stages}) == len(stages.stages)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(graph=graphs())
+def test_a_random_graph_is_rewritten_and_then_cut(graph):
+    rewritten, _ = rewrite(graph)
+
+    for feed in (random_feed(graph, batch=1), random_feed(graph, batch=3, seed=1)):
+        expected, got = run_whole(graph, feed, DISABLED), run_whole(rewritten, feed, DISABLED)
+        for name, array in expected.items():
+            np.testing.assert_allclose(got[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+    partition_and_compare(rewritten, random_feed(graph, batch=2))

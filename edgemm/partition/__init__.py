@@ -32,6 +32,7 @@ def partition(graph: ExportedGraph) -> StageGraph:
     """
     model = graph.model.clone()
     prepare.inline_functions(model)
+    prepare.drop_weight_inputs(model, graph.io)
     prepare.remove_unused(model)
     prepare.serve_initializer_outputs(model)
     prepare.name_uniquely(model)

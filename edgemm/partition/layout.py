@@ -149,7 +149,7 @@ class _Planner:
     def _sources(
         self, mask: int, read: set[ir.Value], masks: Mapping[ir.Value, int]
     ) -> dict[str, tuple[ir.Value, int]]:
-        """Returns where a stage can read each symbol: first from what it reads anyway, then from its modalities."""
+        """Returns where a stage can read each symbol: first from what it reads, then from its modalities."""
         free = (v for v in self.inputs if v not in read and self._is_free(v, mask, masks))
         return carriers([*sorted(read, key=self._place), *free])
 

@@ -12,6 +12,8 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from edgemm.tensors import IOSpec
+
 _log = logging.getLogger(__name__)
 _SMALL = 256  # elements; enough for every shape, and what inference reads are shapes
 
@@ -34,6 +36,21 @@ def inline_functions(model: ir.Model) -> int:
         passes.InlinePass()(model)
         model.functions.clear()
     return count
+
+
+def drop_weight_inputs(model: ir.Model, io: IOSpec) -> int:
+    """Makes plain weights of initializers that are listed as inputs and are no input of `io`; returns how many.
+
+    Files of IR version 3 and below must list every weight as an input. From version 4 on they need not, and an
+    initializer that is no input cannot be overridden by a caller.
+    """
+    graph = model.graph
+    signature = {i.name for i in io.inputs}
+    weights = [v for v in graph.inputs if v.is_initializer() and v.name not in signature]
+    for value in weights:
+        graph.inputs.remove(value)
+    model.ir_version = max(model.ir_version, 4)
+    return len(weights)
 
 
 def name_uniquely(model: ir.Model) -> int:
