@@ -14,15 +14,19 @@ from typing import Any
 from edgemm.bundle import Variant
 from edgemm.data import Samples
 from edgemm.errors import QuantizationError
+from edgemm.metrics import metric
 from edgemm.partition import StageGraph
 from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Layout, Workbench
 from edgemm.pipeline.progress import Clock, Progress
-from edgemm.pipeline.scoring import Scorer, score_float
+from edgemm.pipeline.scoring import Scorer, default_metric, score_float
 from edgemm.pipeline.splits import Splits
 from edgemm.pipeline.timing import Timing, latency_feeds, time_sessions
 from edgemm.quant.collect import collect
+from edgemm.quant.measure import ChainMeasure, Scoring
+from edgemm.quant.placement import plan_quantization
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
+from edgemm.quant.search import Limits, choose
 from edgemm.quant.table import CalibrationTable
 from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
@@ -33,6 +37,10 @@ MARGIN = 1.03
 
 SECONDS = 6.0
 """How long the final measurement takes."""
+
+
+STATE_ERROR = 0.1
+"""Largest output error, relative to the output's scale, of int8 in a model with a state: it feeds back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +123,25 @@ class Contest:
             "calibrate", f"{table.samples} samples, {len(table.ranges)} tensors, {table.calibrator}"
         )
         with self.clock("search"):
-            plan = self._search(table)
+            plan = self._search(table, self.splits.search)
         counts = ", ".join(f"{count} {kind}" for kind, count in plan.counts().items())
         self.progress.step("search", f"{counts or 'nothing to quantize'}")
         return plan, table
 
-    def _search(self, table: CalibrationTable) -> QuantPlan:
-        raise NotImplementedError
+    def _search(self, table: CalibrationTable, samples: Samples) -> QuantPlan:
+        """Returns the plan with everything turned back to float that does not pay on the search samples."""
+        evaluate = self.recipe.evaluate
+        label = self.splits.search_label
+        name = evaluate.metric or default_metric(samples, label)
+        chosen = metric(name) if label is not None or not metric(name).needs_labels else metric("agreement")
+        measure = ChainMeasure(self.stages, self.bench.io, table, samples, Scoring(chosen, label, evaluate.output))
+        self.progress.status("search", f"int8 against float, stage by stage, on {len(samples)} samples")
+        plan = plan_quantization(self.stages, table, self.recipe.target)
+        limits = Limits(drop=evaluate.max_drop, output_error=STATE_ERROR if self.bench.io.states else None)
+        result = choose(self.stages, table, plan, measure, limits)
+        for step in result.steps:
+            self.progress.step("search", step)
+        return result.plan
 
     def _scorer(self, samples: Samples | None, label: str | None) -> Scorer | None:
         if samples is None:

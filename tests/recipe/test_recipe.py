@@ -1,0 +1,100 @@
+"""Recipes: what is valid, what is refused, and where relative paths point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgemm.errors import RecipeError
+from edgemm.recipe import Recipe, build_recipe, load_recipe
+from edgemm.recipe.loader import merge
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    recipe = build_recipe({"model": {"path": "m.pt2"}}, where="options")
+    assert recipe.quantize.precision == "auto"
+    assert recipe.evaluate.max_drop == 0.01
+    assert recipe.layout == "auto"
+
+
+def test_every_field_has_a_description() -> None:
+    def fields(section: type, path: str) -> list[str]:
+        missing = []
+        for name, field in section.model_fields.items():
+            inner = field.annotation
+            if hasattr(inner, "model_fields"):
+                missing += fields(inner, f"{path}{name}.")
+            elif not field.description:
+                missing.append(path + name)
+        return missing
+
+    assert fields(Recipe, "") == []
+
+
+def test_unknown_field_names_the_closest() -> None:
+    with pytest.raises(RecipeError, match="quantize.precison: Extra inputs") as caught:
+        build_recipe({"model": {"path": "m.pt2"}, "quantize": {"precison": "int8"}}, where="r.yaml")
+    assert caught.value.hint == "did you mean 'precision'?"
+
+
+def test_int8_without_data_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"data\.calib is missing") as caught:
+        build_recipe({"model": {"path": "m.pt2"}, "quantize": {"precision": "int8"}}, where="options")
+    assert "--calib" in caught.value.hint
+
+
+def test_negative_budget_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"evaluate\.max_drop"):
+        build_recipe({"model": {"path": "m.pt2"}, "evaluate": {"max_drop": -1}}, where="options")
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "model: {path: m.pt2, factory: 'net.py:build'}\n"
+        "data: {calib: 'reader.py:Reader', eval: /abs/eval.npz}\n"
+        "evaluate: {metric: 'score.py:f'}\n"
+    )
+    recipe = load_recipe(file)
+    assert recipe.model.path == tmp_path / "m.pt2"
+    assert recipe.model.factory == f"{tmp_path}/net.py:build"
+    assert recipe.data.calib == f"{tmp_path}/reader.py:Reader"
+    assert recipe.data.eval == "/abs/eval.npz"
+    assert recipe.evaluate.metric == f"{tmp_path}/score.py:f"
+
+
+def test_a_dotted_factory_stays_a_module(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: {path: m.pt, factory: 'package.module:build'}\n")
+    assert load_recipe(file).model.factory == "package.module:build"
+
+
+def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: {path: m.pt2}\nevaluate: {metric: accuracy, max_drop: 0.5}\n")
+    recipe = load_recipe(file, {"evaluate": {"max_drop": 0.1}})
+    assert (recipe.evaluate.metric, recipe.evaluate.max_drop) == ("accuracy", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "got a list"), ("a: [\n", "no readable YAML"), ("model: 3\n", "model: Input should be")],
+)
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(file)
+
+
+def test_yaml_runs_no_code(tmp_path: Path) -> None:
+    file, proof = tmp_path / "r.yaml", tmp_path / "ran"
+    file.write_text(f"model: !!python/object/apply:os.system ['touch {proof}']\n")
+    with pytest.raises(RecipeError, match="no readable YAML"):
+        load_recipe(file)
+    assert not proof.exists()
+
+
+def test_merge_goes_into_sections() -> None:
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {"a": {"b": 1, "c": 4}, "d": 3, "e": 5}
