@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,107 +19,63 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--calib", metavar="PATH", help="Samples that show a model's sizes: .npz, shards, FILE.py:CLASS.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=SHAPE:DTYPE", help="Declare an input.")
+@click.option("--modality", "modalities", multiple=True, metavar="INPUT=NAME", help="Group inputs.")
+@click.option("--state", "states", multiple=True, metavar="IN=OUT", help="State input fed by an output.")
+@click.option("--factory", metavar="FILE.py:FUNC", help="Makes the nn.Module for a state_dict. Runs that code.")
+@click.option("--allow-pickle", is_flag=True, help="Load a pickled nn.Module. Runs code from the file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
 def inspect(file: Path, as_json: bool, **options: Any) -> None:
     """Show what FILE is made of: modalities, stages, joins, parameters, sizes, precision.
 
-    FILE is a bundle, an .onnx file, or any model that `edgemm convert` reads. A bundle is verified against its
-    manifest and needs no package beyond the base ones.
+    FILE is a bundle, an .onnx file, or anything else that `edgemm convert` reads. A bundle is verified against
+    its manifest, and needs no package beyond the base ones. A model is exported and cut into stages as convert
+    does it (nothing is written); the options but --json are for models.
     """
+    from edgemm.cli._description import describe_bundle
     from edgemm.cli._output import echo_json
 
-    report = describe_bundle(file)
+    report = describe_bundle(file) if _is_bundle(file) else _inspect_model(file, options)
     if as_json:
         echo_json(report)
     else:
         click.echo(render(report))
 
 
-def describe_bundle(path: Path) -> dict[str, Any]:
-    """Returns everything that the bundle at `path` says, after every file is verified.
-
-    Raises:
-        BundleError: Not a bundle, damaged, unsafe or too new.
-    """
-    from edgemm.bundle import read_manifest, verify
-
-    manifest = read_manifest(path)
-    verify(path, manifest)
-    data = manifest.to_json()
-    plans = {v.name: _stage_decisions(path, manifest.files, v.name) for v in manifest.shipped}
-    info, measured = data["info"], data["measured"]
-    return {
-        "file": str(path),
-        "kind": "bundle",
-        "name": manifest.name,
-        "schema": manifest.schema,
-        "created": measured.get("created"),
-        "size_bytes": sum(f["size"] for f in manifest.files.values()),
-        "files": len(manifest.files) + 1,
-        **manifest.io.to_json(),
-        "parameters": sum(s.parameters for s in manifest.stages),
-        "stages": [
-            {
-                "name": s.name,
-                "modalities": list(s.modalities),
-                "role": s.role,
-                "nodes": s.nodes,
-                "parameters": s.parameters,
-                "inputs": [_tensor(t) for t in s.inputs],
-                "outputs": [_tensor(t) for t in s.outputs],
-                "precision": {
-                    v.name: plans[v.name].get(s.name) or _engine_decisions(v.engines, s.name)
-                    for v in manifest.shipped
-                },
-            }
-            for s in manifest.stages
-        ],
-        "joins": [dict(join) for join in manifest.joins],
-        "variants": [
-            {
-                "name": v.name,
-                "target": v.target,
-                "backend": v.backend,
-                "precision": v.precision,
-                "layout": v.layout,
-                "decisions": dict(v.decisions),
-                "size_bytes": v.size_bytes,
-                "engines": [
-                    {"name": e.name, "stages": list(e.stages), "size_bytes": manifest.files[e.file]["size"]}
-                    for e in v.engines
-                ],
-                "accuracy": dict(v.accuracy) if v.accuracy else None,
-                "latency": measured.get("latency", {}).get(v.name),
-                "refused": v.refused,
-            }
-            for v in manifest.variants
-        ],
-        **{key: info.get(key) for key in ("model", "dynamic", "parity", "data", "float_size_bytes", "tools")},
-        "machine": measured.get("machine"),
-    }
+def _is_bundle(file: Path) -> bool:
+    # a missing path with the suffix of a bundle is answered as a missing bundle
+    return file.is_dir() or (file.suffix == ".edgemm" and not file.exists())
 
 
-def _tensor(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+def _inspect_model(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    from edgemm._optional import require
+
+    for package in ("torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml"):
+        require(package, extra="convert", why="inspect a model (a bundle needs none of it)")
+    require("onnxruntime", extra="cpu", why="check the exported graph")
+    from edgemm.cli._description import describe_model
+    from edgemm.cli._progress import RichProgress
+    from edgemm.export.sniff import RECIPE, sniff
+    from edgemm.recipe.loader import build_recipe, load_recipe, merge
+
+    fields = _fields(options)
+    if sniff(file) == RECIPE:
+        recipe = load_recipe(file, fields)
+    else:
+        recipe = build_recipe(merge({"model": {"path": file}}, fields), where="options")
+    with RichProgress() as progress:
+        return describe_model(file, recipe, progress)
 
 
-def _stage_decisions(path: Path, files: Mapping[str, Any], variant: str) -> dict[str, dict[str, int]]:
-    """Returns stage -> precision -> nodes from the variant's plan; empty where it has none."""
-    import json
+def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the recipe fields that the given options set."""
+    from edgemm.cli._options import input_fields
 
-    name = f"plans/{variant}.json"
-    if name not in files:
-        return {}
-    counts: dict[str, dict[str, int]] = {}
-    for decision in json.loads((path / name).read_bytes()).get("decisions", ()):
-        stage = counts.setdefault(decision["stage"], {})
-        stage[decision["precision"]] = stage.get(decision["precision"], 0) + 1
-    return counts
-
-
-def _engine_decisions(engines: Iterable[Any], stage: str) -> dict[str, int] | None:
-    """Returns the decisions of the engine that runs `stage` alone; None where it shares one."""
-    return next((dict(e.decisions) for e in engines if tuple(e.stages) == (stage,)), None)
+    model = {key: options[key] for key in ("factory", "allow_pickle") if options[key]}
+    data = {"calib": options["calib"]} if options["calib"] else {}
+    fields = input_fields(options["inputs"], options["modalities"], options["states"])
+    return fields | ({"model": model} if model else {}) | ({"data": data} if data else {})
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -129,31 +85,32 @@ def render(report: Mapping[str, Any]) -> str:
     from edgemm.cli._diagram import draw
 
     width = max(shutil.get_terminal_size((120, 24)).columns, 80)
-    lines = [_title(report), "", *draw(report, width), "", _signature(report)]
+    lines = [*_title(report), "", *draw(report, width), "", _signature(report)]
     lines += ["", *_joins(report)] if report["joins"] else []
-    lines += ["", *_facts(report)]
+    lines += ["", *_facts(report), ""]
     if report["kind"] == "bundle":
-        lines += ["", _precision(report), "", _variants(report)]
-        lines += [f"refused: {v['name']}: {v['refused']}" for v in report["variants"] if v["refused"]]
+        lines += [_stages_of_bundle(report), "", *_variants(report)]
+    else:
+        lines += [_stages_of_model(report)]
+    lines += [f"note: {note}" for note in report["notes"]]
     return "\n".join(lines)
 
 
-def _title(report: Mapping[str, Any]) -> str:
-    from edgemm.cli._output import megabytes, short
+def _title(report: Mapping[str, Any]) -> list[str]:
+    from edgemm.cli._output import count, megabytes
 
-    parts = []
+    first, second = [], [count(report["parameters"], "parameter"), megabytes(report["size_bytes"])]
     if report["kind"] == "bundle":
         maker = (report["tools"] or {}).get("edgemm")
-        made = f"made {str(report['created'])[:10]}" if report["created"] else "made"
+        made = [f"made {str(report['created'])[:10]}"] if report["created"] else []
+        made += [f"by edgemm {maker}"] if maker else []
         targets = dict.fromkeys(v["target"] for v in report["variants"] if not v["refused"])
-        parts += [f"schema {report['schema']}", f"{made} by edgemm {maker}" if maker else made]
-        parts += [f"targets {', '.join(targets)}"]
+        first += [f"schema {report['schema']}", *([" ".join(made)] if made else [])]
+        first += [f"{'target' if len(targets) == 1 else 'targets'} {', '.join(targets)}"]
+        second += [f"{report['files']} files, verified"]
     else:
-        parts += [report["kind"].replace("-", " ")]
-    parts += [f"{short(report['parameters'])} parameters", megabytes(report["size_bytes"])]
-    if report["kind"] == "bundle":
-        parts += [f"{report['files']} files, verified"]
-    return f"{click.style(report['file'], bold=True)}   {' · '.join(parts)}"
+        first += [report["kind"].replace("-", " "), f"ONNX opset {report['model']['opset']}"]
+    return [f"{click.style(report['file'], bold=True)}   {' · '.join(first)}", " · ".join(second)]
 
 
 def _signature(report: Mapping[str, Any]) -> str:
@@ -163,14 +120,14 @@ def _signature(report: Mapping[str, Any]) -> str:
     kept = {output: name for name, output in states.items()}
     rows = []
     for spec in report["inputs"]:
-        why = f"kept from output '{states[spec['name']]}'" if spec["name"] in states else spec.get("reason", "")
-        rows.append(["input", spec["name"], spec.get("modality", "(state)"), _type(spec), why])
+        why = f"state, from output '{states[spec['name']]}'" if spec["name"] in states else spec.get("reason", "")
+        rows.append(["input", spec["name"], _type(spec), spec.get("modality", ""), why])
     makers = {t["name"]: s["name"] for s in report["stages"] for t in s["outputs"]}
     for spec in report["outputs"]:
-        why = f"kept for input '{kept[spec['name']]}'" if spec["name"] in kept else ""
         stage = makers.get(spec["name"])
-        rows.append(["output", spec["name"], "", _type(spec), why or (f"from stage {stage}" if stage else "")])
-    return table(["", "name", "modality", "type", "why"], rows)
+        why = f"state, for input '{kept[spec['name']]}'" if spec["name"] in kept else ""
+        rows.append(["output", spec["name"], _type(spec), "", why or (f"from stage '{stage}'" if stage else "")])
+    return table(["", "name", "type", "modality", "because"], rows)
 
 
 def _type(spec: Mapping[str, Any]) -> str:
@@ -178,95 +135,111 @@ def _type(spec: Mapping[str, Any]) -> str:
 
 
 def _joins(report: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"join    {j['op']} ({j['kind']}) in {j['stage']}: {', '.join(j['sources'])}   {j['node']}".rstrip()
-        for j in report["joins"]
-    ]
-    if len(lines) <= 8:
-        return lines
-    return [*lines[:7], f"join    … {len(lines) - 7} more; --json lists them all"]
+    """Returns one line per kind of join: where, of what, how often, and the first node."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for join in report["joins"]:
+        key = (join["op"], join["kind"], join["stage"], " and ".join(dict.fromkeys(join["sources"])))
+        groups.setdefault(key, []).append(join["node"])
+    lines = []
+    for (op, kind, stage, sources), nodes in groups.items():
+        what = op if kind == op.lower() else f"{op} ({kind})"
+        times = f" × {len(nodes)}" if len(nodes) > 1 else ""
+        lines.append(f"join     {what}{times} of {sources} in {stage}, node '{nodes[0]}'")
+    return lines
 
 
 def _facts(report: Mapping[str, Any]) -> list[str]:
     batch = report["batch"]
-    text = "none" if batch is None else f"fixed at {batch}" if isinstance(batch, int) else "dynamic"
-    dynamic = report.get("dynamic")
-    lines = [f"batch   {text}"]
-    if isinstance(dynamic, Mapping):
-        lines += [
-            f"dims    {key}: {_plain(value)}" for key, value in dynamic.items() if value not in (None, {}, [])
-        ]
-    parity = report.get("parity")
+    text = "no batch axis" if batch is None else f"fixed at {batch}" if isinstance(batch, int) else "dynamic"
+    lines = [f"batch    {text}"]
+    dynamic = report["dynamic"] or {}
+    symbols: dict[str, list[Mapping[str, Any]]] = {}
+    for dim in dynamic.get("dynamic", ()):
+        symbols.setdefault(dim["symbol"], []).append(dim)
+    for symbol, dims in symbols.items():
+        places = ", ".join(f"{d['tensor']} axis {d['axis']}" for d in dims)
+        checked = ", ".join(map(str, dims[0]["checked"]))
+        lines.append(f"dynamic  '{symbol}': {places}" + (f" (run at {checked})" if checked else ""))
+    for dim in dynamic.get("fixed", ()):
+        lines.append(f"fixed    {dim['tensor']} axis {dim['axis']} at {dim['size']}: {dim['reason']}")
+    parity = report["parity"]
     if parity:
         samples = f" over {parity['samples']} samples" if parity.get("samples") else ""
-        lines.append(
-            f"parity  max-abs {parity['max_abs']:.1e}, cosine {parity['cosine']:.6f} to the source{samples}"
-        )
+        measured = f"max-abs {parity['max_abs'] or 0:.1e}, cosine {parity['cosine']:.6f}"
+        lines.append(f"parity   {measured} to the source{samples}")
     return lines
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
-    return str(value)
+def _stages_of_model(report: Mapping[str, Any]) -> str:
+    from edgemm.cli._output import megabytes, table
+
+    rows = []
+    for stage in report["stages"]:
+        weights = stage["weights"]
+        kinds = ", ".join(f"{entry['elements']:,} {dtype}" for dtype, entry in weights.items())
+        size = megabytes(sum(entry["bytes"] for entry in weights.values()))
+        rows.append([*_stage_cells(stage), size, kinds])
+    columns = ["stage", "modality", "role", "nodes", "parameters", "size", "weights"]
+    return table(columns, rows, right=("nodes", "parameters", "size"))
 
 
-def _precision(report: Mapping[str, Any]) -> str:
+def _stages_of_bundle(report: Mapping[str, Any]) -> str:
     from edgemm.cli._output import table
 
     shipped = [v["name"] for v in report["variants"] if not v["refused"]]
     rows = [
-        [s["name"], ", ".join(s["modalities"]), str(s["nodes"]), f"{s['parameters']:,}"]
-        + [_counts(s["precision"].get(name)) for name in shipped]
-        for s in report["stages"]
+        _stage_cells(stage) + [_counts(stage["precision"].get(name)) for name in shipped]
+        for stage in report["stages"]
     ]
-    return table(["stage", "modality", "nodes", "parameters", *shipped], rows, right=("nodes", "parameters"))
+    columns = ["stage", "modality", "role", "nodes", "parameters", *shipped]
+    return table(columns, rows, right=("nodes", "parameters"))
+
+
+def _stage_cells(stage: Mapping[str, Any]) -> list[str]:
+    modalities = ", ".join(stage["modalities"])
+    return [stage["name"], modalities, stage["role"], str(stage["nodes"]), f"{stage['parameters']:,}"]
 
 
 def _counts(decisions: Mapping[str, int] | None) -> str:
-    """Returns `"12 int8, 3 fp32"`; a stage without decisions is float, or shares its engine."""
+    """Returns `"12 int8, 3 fp32"`, nodes per precision; None is a stage inside an engine of several."""
     if decisions is None:
-        return "shares an engine"
+        return "in one engine"
     return ", ".join(f"{n} {precision}" for precision, n in sorted(decisions.items(), reverse=True)) or "fp32"
 
 
-def _variants(report: Mapping[str, Any]) -> str:
-    from edgemm.cli._output import megabytes, table
+def _variants(report: Mapping[str, Any]) -> list[str]:
+    from edgemm.cli._output import megabytes
 
-    rows = []
+    lines = []
     for variant in report["variants"]:
         if variant["refused"]:
+            lines.append(f"refused  {variant['name']}: {variant['refused']}")
             continue
-        rows.append(
-            [
-                variant["name"],
-                variant["target"],
-                f"{variant['backend']}, {variant['layout']}",
-                megabytes(variant["size_bytes"]),
-                _accuracy(variant["accuracy"]),
-                _latency(variant["latency"]),
-            ]
-        )
-    return table(["variant", "target", "runs on", "size", "accuracy", "latency"], rows, right=("size",))
+        runs = f"{variant['backend']} on {variant['target']}, {variant['layout']}"
+        size = megabytes(variant["size_bytes"])
+        lines.append(f"variant  {variant['name']}: {runs} · {size} · nodes: {_counts(variant['decisions'])}")
+        lines.append(f"         {_accuracy(variant['accuracy'])} · {_latency(variant['latency'])}")
+    return lines
 
 
 def _accuracy(accuracy: Mapping[str, Any] | None) -> str:
     if not accuracy or accuracy.get("variant") is None:
-        return "not measured"
-    drop = f", drop {accuracy['drop']:.4f}" if accuracy.get("drop") is not None else ""
-    budget = f" of {accuracy['budget']:g}" if accuracy.get("budget") is not None else ""
-    samples = f", {accuracy['samples']} samples" if accuracy.get("samples") else ""
-    before = f"{accuracy['float']:.4f} → " if accuracy.get("float") is not None else ""
-    return f"{accuracy['metric']} {before}{accuracy['variant']:.4f}{drop}{budget}{samples}"
+        return "accuracy not measured"
+    percent = accuracy.get("percent")
+
+    def show(value: float) -> str:
+        return f"{value:.2%}" if percent else f"{value:.4g}"
+
+    before = f"{show(accuracy['float'])} → " if accuracy.get("float") is not None else ""
+    samples = f" ({accuracy['samples']:,} samples)" if accuracy.get("samples") else ""
+    return f"{accuracy['metric']} {before}{show(accuracy['variant'])}{samples}"
 
 
 def _latency(latency: Mapping[str, Any] | None) -> str:
     from edgemm.cli._output import milliseconds
 
     if not latency or latency.get("variant_ms") is None:
-        return "not measured"
+        return "latency not measured"
     text = f"{milliseconds(latency['variant_ms'])} ms"
     if latency.get("ratio") is not None:
         text += f" ({latency['ratio']:.2f} × float)"

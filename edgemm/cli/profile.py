@@ -33,26 +33,54 @@ WARMUP = 20
     show_default="random numbers",
 )
 @click.option(
-    "--runs", type=click.IntRange(min=1), help="Number of measured runs.", show_default="--seconds decides"
+    "--runs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Number of measured runs.",
+    show_default="as many as fit into --seconds",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), help="How long to measure.", show_default="3"
+    "--seconds",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long to measure, in seconds.",
+    show_default="3, without --runs",
 )
-@click.option("--batch", type=click.IntRange(min=1), help="Samples per run.", show_default="1, or the model's own")
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Samples per run.",
+    show_default="1, or the model's own",
+)
 @click.option(
     "--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dynamic dimension without --data."
 )
-@click.option("--target", default="auto", show_default=True, help="Target to run, of those in the bundle.")
-@click.option("--variant", help="Variant to run.", show_default="the first of the target")
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads per operator.", show_default="the backend's choice"
+    "--reset-every",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Forget the kept states before every N-th run.",
+    show_default="never",
+)
+@click.option(
+    "--target", metavar="NAME", default="auto", show_default=True, help="Target to run, of those in the bundle."
+)
+@click.option("--variant", metavar="NAME", help="Variant to run.", show_default="the first of the target")
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads per operator.",
+    show_default="the backend's choice",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
 def profile(file: Path, as_json: bool, **options: Any) -> None:
     """Measure how long FILE takes on this machine, per stage and end to end.
 
     FILE is a bundle or an .onnx file. Runs follow each other without a pause, after 20 that are not counted.
-    A percentile is shown only when there are enough runs for it. A state is kept from run to run.
+    A percentile is shown only when there are enough runs for it. A state is kept from run to run; one that grows
+    (a key-value cache) makes later runs slower, and --reset-every holds it short.
     """
     from edgemm.cli._output import echo_json
 
@@ -70,7 +98,8 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         file: A bundle or an ONNX file.
-        options: `data`, `runs`, `seconds`, `batch`, `dims`, `target`, `variant`, `threads`: see the command.
+        options: `data`, `runs`, `seconds`, `batch`, `dims`, `reset_every`, `target`, `variant`, `threads`: see
+            the command.
 
     Raises:
         EdgemmError: The file does not open, or the data does not fit it.
@@ -105,7 +134,8 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             "machine": describe_machine().to_json(),
             "machine_summary": describe_machine().summary(),
             **given,
-            "states": [s.input for s in session.io.states],
+            "states": {name: list(value.shape) for name, value in session.state.items()},
+            "reset_every": options["reset_every"],
             "warmup": WARMUP,
             "load_ms": load * 1e3,
             "first_call_ms": first * 1e3,
@@ -153,7 +183,7 @@ def _measure(session: FusionSession, feeds: list[Feed], options: Mapping[str, An
 
     from edgemm.runtime.latency import Latencies, measure
 
-    call, parts = _recorder(session, feeds)
+    call, parts = _recorder(session, feeds, options["reset_every"] or 0)
     seconds = options["seconds"] or (None if options["runs"] else DEFAULT_SECONDS)
     total = measure({"total": call}, runs=options["runs"], seconds=seconds, warmup=WARMUP)["total"]
     engines = {name: Latencies(np.array(values[-total.runs :])) for name, values in parts.items()}
@@ -178,14 +208,19 @@ def _measure(session: FusionSession, feeds: list[Feed], options: Mapping[str, An
     }
 
 
-def _recorder(session: FusionSession, feeds: list[Feed]) -> tuple[Callable[[], None], dict[str, list[float]]]:
+def _recorder(
+    session: FusionSession, feeds: list[Feed], reset_every: int
+) -> tuple[Callable[[], None], dict[str, list[float]]]:
     """Returns a call that runs the next feed and keeps the seconds of each engine, and where they are kept."""
     parts: dict[str, list[float]] = {entry.name: [] for entry in session.variant.engines}
     keep = [(name, values.append) for name, values in parts.items()]
-    at, last = 0, len(feeds) - 1
+    at, last, since = 0, len(feeds) - 1, 0
 
     def call() -> None:
-        nonlocal at
+        nonlocal at, since
+        if reset_every and (since := since + 1) >= reset_every:
+            session.reset_state()
+            since = 0
         _, seconds = session.run_timed(feeds[at])
         for name, append in keep:
             append(seconds[name])
@@ -234,9 +269,9 @@ def render(report: Mapping[str, Any]) -> str:
     inside, outside = report["sum_of_stages_p50_ms"], report["overhead_p50_ms"]
     lines += [
         f"stages sum to {milliseconds(inside)} ms; between them edgemm takes {outside * 1e3:.1f} µs per run",
-        f"load {report['load_ms']:.0f} ms · first call {report['first_call_ms']:.1f} ms · "
-        f"peak memory {report['peak_memory_mb']:.0f} MB ({report['baseline_memory_mb']:.0f} MB before loading) · "
-        f"{report['samples_per_second']:,.0f} samples/s",
+        f"load {report['load_ms']:.0f} ms (with the import of {report['backend']}) · "
+        f"first call {report['first_call_ms']:.1f} ms · {report['samples_per_second']:,.0f} samples/s",
+        f"peak memory {report['peak_memory_mb']:.0f} MB ({report['baseline_memory_mb']:.0f} MB before loading)",
     ]
     cv = report["end_to_end"]["cv"]
     if cv > 0.25:
@@ -256,7 +291,9 @@ def _inputs(report: Mapping[str, Any]) -> str:
     else:
         parts.append(f"{report['samples']:,} of {report['of_samples']:,} samples of {report['inputs']}")
     if report["states"]:
-        parts.append(f"state kept between runs ({', '.join(report['states'])})")
+        shapes = ", ".join(f"{name} [{','.join(map(str, shape))}]" for name, shape in report["states"].items())
+        until = f" for {report['reset_every']} runs" if report["reset_every"] else " between runs"
+        parts.append(f"state kept{until}, in the end {shapes}")
     return " · ".join(parts)
 
 

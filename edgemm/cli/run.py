@@ -28,9 +28,13 @@ Examples:
     help="Samples: .npz (one array per input, first axis = sample), a folder of .npz shards, or FILE.py:CLASS.",
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per call.")
-@click.option("--target", default="auto", show_default=True, help="Target to run, of those in the bundle.")
-@click.option("--variant", help="Variant to run.", show_default="the first of the target")
+@click.option(
+    "--batch", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per call."
+)
+@click.option(
+    "--target", metavar="NAME", default="auto", show_default=True, help="Target to run, of those in the bundle."
+)
+@click.option("--variant", metavar="NAME", help="Variant to run.", show_default="the first of the target")
 @click.option(
     "--reset-every",
     type=click.IntRange(min=1),
@@ -39,7 +43,11 @@ Examples:
     show_default="never",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads per operator.", show_default="the backend's choice"
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Threads per operator.",
+    show_default="the backend's choice",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")

@@ -18,6 +18,9 @@ fusion (float[batch,3] features, float[batch,2] audio) => (float[batch,5] logits
 STREAM = f"""{HEAD}
 stream (float[batch,2] x, float[batch,2] h) => (float[batch,2] y, float[batch,2] h_out)
 <float two = {{2.0}}> {{ h_out = Add(h, x)  y = Mul(h_out, two) }}"""
+CACHE = f"""{HEAD}
+cache (float[batch,1,2] x, float[batch,length,2] past) => (float[batch,2] y, float[batch,longer,2] present)
+<int64[1] axes = {{1}}> {{ present = Concat<axis=1>(past, x)  y = ReduceSum<keepdims=0>(present, axes) }}"""
 LENGTHS = f"""{HEAD}
 lengths (float[batch,time] x) => (float[batch,time] y) {{ y = Neg(x) }}"""
 TOTAL = f"""{HEAD}

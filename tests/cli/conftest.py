@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_models import FUSION_STAGE, IMAGE_STAGE, STREAM, onnx_bytes, tensor
+from cli_models import CACHE, FUSION_STAGE, IMAGE_STAGE, STREAM, onnx_bytes, tensor
 
 from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant, write_bundle
 from edgemm.cli import main
@@ -128,24 +128,34 @@ def fusion_bundle(tmp_path: Path) -> Path:
     return path
 
 
+def one_engine(path: Path, io: IOSpec, model: str, nodes: int) -> Path:
+    """Writes a bundle of one stage that is also its only modality."""
+    (modality,) = io.modality_names()
+    file, data = f"engines/cpu-fp32/{modality}.onnx", onnx_bytes(model)
+    inputs, outputs = tuple(i.name for i in io.inputs), tuple(o.name for o in io.outputs)
+    engine = EngineEntry(modality, (modality,), file, inputs, outputs, {"fp32": nodes})
+    variant = Variant("cpu-fp32", "cpu", "onnxruntime", "fp32", "staged", (engine,), {"fp32": nodes}, len(data))
+    stage = StageEntry(modality, (modality,), "encoder", io.inputs, io.outputs, nodes, 1)
+    write_bundle(path, Manifest(path.stem, io, (stage,), (), (variant,)), {file: data})
+    return path
+
+
 @pytest.fixture
 def stream_bundle(tmp_path: Path) -> Path:
     """h_out = h + x, y = 2 h_out: the output is twice the running sum."""
-    x, h = tensor("x", "batch", 2), tensor("h", "batch", 2)
-    y, h_out = tensor("y", "batch", 2), tensor("h_out", "batch", 2)
-    file = "engines/cpu-fp32/x.onnx"
-    engine = EngineEntry("x", ("x",), file, ("x", "h"), ("y", "h_out"), {"fp32": 2})
-    data = onnx_bytes(STREAM)
-    manifest = Manifest(
-        name="stream",
-        io=IOSpec((x, h), (y, h_out), {"x": "x"}, (StateSpec("h", "h_out"),)),
-        stages=(StageEntry("x", ("x",), "encoder", (x, h), (y, h_out), 2, 1),),
-        joins=(),
-        variants=(Variant("cpu-fp32", "cpu", "onnxruntime", "fp32", "staged", (engine,), {"fp32": 2}, len(data)),),
-    )
-    path = tmp_path / "stream.edgemm"
-    write_bundle(path, manifest, {file: data})
-    return path
+    inputs = (tensor("x", "batch", 2), tensor("h", "batch", 2))
+    outputs = (tensor("y", "batch", 2), tensor("h_out", "batch", 2))
+    io = IOSpec(inputs, outputs, {"x": "x"}, (StateSpec("h", "h_out"),))
+    return one_engine(tmp_path / "stream.edgemm", io, STREAM, 2)
+
+
+@pytest.fixture
+def cache_bundle(tmp_path: Path) -> Path:
+    """A state that grows by one row per call, as a key-value cache does."""
+    inputs = (tensor("x", "batch", 1, 2), tensor("past", "batch", "length", 2))
+    outputs = (tensor("y", "batch", 2), tensor("present", "batch", "longer", 2))
+    io = IOSpec(inputs, outputs, {"x": "x"}, (StateSpec("past", "present"),))
+    return one_engine(tmp_path / "cache.edgemm", io, CACHE, 2)
 
 
 @pytest.fixture

@@ -74,8 +74,15 @@ def test_runs_and_seconds_exclude_each_other(edgemm, fusion_bundle: Path) -> Non
 def test_state_is_kept(edgemm, stream_bundle: Path) -> None:
     result = edgemm("profile", stream_bundle, "--runs", 5)
     assert result.code == 0, result.err
-    assert "state kept between runs (h)" in result.out
+    assert "state kept between runs, in the end h [1,2]" in result.out
     assert edgemm("profile", stream_bundle, "--runs", 5, "--batch", 2).code == 1
+
+
+def test_growing_state_is_shown_and_can_be_reset(edgemm, cache_bundle: Path) -> None:
+    grown = edgemm("profile", cache_bundle, "--runs", 10, "--json").json
+    assert grown["states"] == {"past": [1, 31, 2]}  # the first call, 20 to warm up, 10 measured
+    short = edgemm("profile", cache_bundle, "--runs", 10, "--reset-every", 4, "--json").json
+    assert short["states"]["past"][1] <= 4
 
 
 def test_bare_onnx_with_a_named_size(edgemm, onnx_file) -> None:

@@ -1,0 +1,173 @@
+"""What `edgemm inspect` shows, as plain JSON values: the same keys for a bundle and for a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgemm.bundle import EngineEntry, Variant
+    from edgemm.partition import Stage
+    from edgemm.pipeline import Progress
+    from edgemm.recipe import Recipe
+    from edgemm.tensors import TensorSpec
+
+
+def describe_bundle(path: Path) -> dict[str, Any]:
+    """Returns everything that the bundle at `path` says, after every file is verified.
+
+    Raises:
+        BundleError: Not a bundle, damaged, unsafe or too new.
+    """
+    from edgemm.bundle import read_manifest, verify
+
+    manifest = read_manifest(path)
+    verify(path, manifest)
+    data = manifest.to_json()
+    plans = {v.name: _stage_decisions(path, manifest.files, v.name) for v in manifest.shipped}
+    info, measured = data["info"], data["measured"]
+    return {
+        "file": str(path),
+        "kind": "bundle",
+        "name": manifest.name,
+        "schema": manifest.schema,
+        "created": measured.get("created"),
+        "size_bytes": sum(f["size"] for f in manifest.files.values()),
+        "files": len(manifest.files) + 1,
+        **manifest.io.to_json(),
+        "parameters": sum(s.parameters for s in manifest.stages),
+        "stages": [
+            {
+                "name": s.name,
+                "modalities": list(s.modalities),
+                "role": s.role,
+                "nodes": s.nodes,
+                "parameters": s.parameters,
+                "inputs": [_tensor(t) for t in s.inputs],
+                "outputs": [_tensor(t) for t in s.outputs],
+                "precision": {
+                    v.name: plans[v.name].get(s.name) or _engine_decisions(v.engines, s.name)
+                    for v in manifest.shipped
+                },
+            }
+            for s in manifest.stages
+        ],
+        "joins": [dict(join) for join in manifest.joins],
+        "variants": [_variant(v, manifest.files, measured) for v in manifest.variants],
+        **{key: info.get(key) for key in ("model", "dynamic", "parity", "data", "float_size_bytes", "tools")},
+        "notes": info.get("notes", []),
+        "machine": measured.get("machine"),
+    }
+
+
+def _variant(variant: Variant, files: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": variant.name,
+        "target": variant.target,
+        "backend": variant.backend,
+        "precision": variant.precision,
+        "layout": variant.layout,
+        "decisions": dict(variant.decisions),
+        "size_bytes": variant.size_bytes,
+        "engines": [
+            {"name": e.name, "stages": list(e.stages), "size_bytes": files[e.file]["size"]}
+            for e in variant.engines
+        ],
+        "accuracy": dict(variant.accuracy) if variant.accuracy else None,
+        "latency": measured.get("latency", {}).get(variant.name),
+        "refused": variant.refused,
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _stage_decisions(path: Path, files: Mapping[str, Any], variant: str) -> dict[str, dict[str, int]]:
+    """Returns stage -> precision -> nodes from the variant's plan; empty where it has none."""
+    name = f"plans/{variant}.json"
+    if name not in files:
+        return {}
+    counts: dict[str, dict[str, int]] = {}
+    for decision in json.loads((path / name).read_bytes()).get("decisions", ()):
+        stage = counts.setdefault(decision["stage"], {})
+        stage[decision["precision"]] = stage.get(decision["precision"], 0) + 1
+    return counts
+
+
+def _engine_decisions(engines: Iterable[EngineEntry], stage: str) -> dict[str, int] | None:
+    """Returns the decisions of the engine that runs `stage` alone; None where it shares one."""
+    return next((dict(e.decisions) for e in engines if tuple(e.stages) == (stage,)), None)
+
+
+def describe_model(path: Path, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    """Returns what a model file is made of, after it was exported and partitioned as `convert` does it.
+
+    Args:
+        path: What the user named: a model, or a recipe.
+        recipe: The model's file, and what was declared about its inputs.
+        progress: Told about every step.
+
+    Raises:
+        EdgemmError: The model does not load or cannot be exported.
+        MissingExtraError: The `convert` extra is not installed.
+    """
+    from edgemm.data import open_samples
+    from edgemm.export.model import ModelSource, load_model
+    from edgemm.export.torch_onnx import ExportRequest, export_model
+    from edgemm.partition import partition
+    from edgemm.rewrite.pipeline import rewrite
+    from edgemm.tensors import StateSpec, TensorSpec
+
+    samples = open_samples(recipe.data.calib) if recipe.data.calib else None
+    progress.status("load", recipe.model.path.name)
+    loaded = load_model(ModelSource(recipe.model.path, recipe.model.factory, recipe.model.allow_pickle))
+    request = ExportRequest(
+        inputs=tuple(TensorSpec(n, i.dtype, i.shape) for n, i in recipe.inputs.items() if i.shape is not None),
+        modalities={n: i.modality for n, i in recipe.inputs.items() if i.modality is not None},
+        states=tuple(StateSpec(i, o) for i, o in recipe.states.items()),
+        opset=recipe.export.opset,
+        absolute_tolerance=recipe.export.absolute_tolerance,
+        relative_tolerance=recipe.export.relative_tolerance,
+    )
+    exported = export_model(loaded, request, samples, lambda text: progress.status("export", text))
+    progress.status("partition", "")
+    graph, _ = rewrite(exported.graph)
+    stages = partition(graph)
+    data = stages.to_json()
+    parts = [s | {"weights": _weights(stage)} for s, stage in zip(data["stages"], stages.stages, strict=True)]
+    return {
+        "file": str(path),
+        "kind": loaded.kind,
+        "name": loaded.path.stem,
+        "size_bytes": loaded.path.stat().st_size,
+        **graph.io.to_json(),
+        "parameters": loaded.parameters,
+        "stages": parts,
+        "joins": data["joins"],
+        "variants": [],
+        "model": {
+            "source": loaded.path.name,
+            "kind": loaded.kind,
+            "sha256": loaded.sha256,
+            "parameters": loaded.parameters,
+            "opset": exported.graph.model.opset_imports.get("", 0),
+        },
+        "dynamic": exported.dynamic.to_json(),
+        "parity": exported.parity.to_json(),
+        "notes": [*loaded.notes, *exported.notes, *stages.notes],
+    }
+
+
+def _weights(stage: Stage) -> dict[str, dict[str, int]]:
+    """Returns dtype -> `{elements, bytes}` of the weights of a stage."""
+    found: dict[str, dict[str, int]] = {}
+    for value in stage.model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None:
+            entry = found.setdefault(tensor.dtype.numpy().name, {"elements": 0, "bytes": 0})
+            entry["elements"] += tensor.size
+            entry["bytes"] += tensor.nbytes
+    return found

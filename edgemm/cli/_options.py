@@ -1,0 +1,45 @@
+"""Options that say something about a model's inputs, as fields of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+
+def input_fields(inputs: Iterable[str], modalities: Iterable[str], states: Iterable[str]) -> dict[str, Any]:
+    """Returns the recipe sections `inputs` and `states`; a section that nothing was given for is left out.
+
+    Args:
+        inputs: Texts of `--input NAME=SHAPE:DTYPE`.
+        modalities: Texts of `--modality INPUT=NAME`.
+        states: Texts of `--state IN=OUT`.
+
+    Raises:
+        click.BadParameter: A text is not of its form.
+        RecipeError: A shape or dtype is none.
+    """
+    from edgemm.export.signature import parse_input
+
+    sections: dict[str, dict[str, Any]] = {}
+    for text in inputs:
+        spec = parse_input(text)
+        sections[spec.name] = {"shape": spec.shape, "dtype": spec.dtype}
+    for text in modalities:
+        name, value = pair("--modality", text, "INPUT=NAME")
+        sections.setdefault(name, {})["modality"] = value
+    kept = dict(pair("--state", text, "IN=OUT") for text in states)
+    return ({"inputs": sections} if sections else {}) | ({"states": kept} if kept else {})
+
+
+def pair(option: str, text: str, form: str) -> tuple[str, str]:
+    """Returns both sides of `text`.
+
+    Raises:
+        click.BadParameter: It is not of the form `form`.
+    """
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise click.BadParameter(f"got '{text}', expected {form}.", param_hint=option)
+    return name, value
