@@ -1,1 +1,1 @@
-"""TODO"""
+"""From any trained model file to a checked ONNX graph with a named signature."""

@@ -1,0 +1,261 @@
+"""Finds the batch axis of a model and proves that samples in one batch do not see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgemm.compare import OutputParity
+from edgemm.data import Sample
+from edgemm.errors import DataError, ExportError
+from edgemm.export.archive import first_line
+from edgemm.export.feeds import Feeds, name_varying, synthetic_row, vary, whole_input
+from edgemm.tensors import BATCH, Feed, StateSpec, TensorSpec
+
+Reopen = Callable[[Feed, tuple[int, int, int], Callable[[], bool]], bool]
+"""Opens a batch that is written into a program: a feed, (input, axis, size written), a check -> done."""
+
+Run = Callable[[Feed], dict[str, np.ndarray]]
+
+_ROWS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Two values agree when they differ by at most `absolute + relative · max|value|`."""
+
+    absolute: float = 1e-4
+    relative: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How a model batches.
+
+    Attributes:
+        feeds: Rows with the batch axis of every input.
+        dynamic: True when a batch of several gives what single runs give.
+        reason: Why not, when it is not.
+        has_axis: False when no input has a batch axis.
+        size: The batch size to use when it is fixed.
+    """
+
+    feeds: Feeds
+    dynamic: bool
+    reason: str = ""
+    has_axis: bool = True
+    size: int = 1
+
+
+def batch_axis(spec: TensorSpec, row: np.ndarray | None) -> int | None:
+    """Returns the axis of an input that counts samples, or None.
+
+    A symbol called `batch` says so itself. Otherwise it is axis 0, unless another symbol is declared there or a
+    data row of full rank shows that axis 0 is data.
+    """
+    if BATCH in spec.shape:
+        return spec.shape.index(BATCH)
+    if not spec.shape or isinstance(spec.shape[0], str):
+        return None
+    return None if row is not None and row.ndim == len(spec.shape) and row.shape[0] != 1 else 0
+
+
+def find_batching(
+    run: Run,
+    inputs: Sequence[TensorSpec],
+    examples: Feed,
+    samples: Sequence[Sample],
+    states: Sequence[StateSpec],
+    tolerance: Tolerance,
+    reopen: Reopen | None = None,
+) -> Batching:
+    """Returns the batch axes of a model and whether it batches correctly, told by running it.
+
+    The batch axis of a state ([layers, batch, hidden] as often as [batch, ...]) is found by trying.
+
+    Raises:
+        ExportError: The model fails on a single sample, or two runs of one sample differ.
+        DataError: The data does not fit the inputs.
+    """
+    kept = {s.input for s in states}
+    axes: dict[str, int | None] = {}
+    for spec in inputs:
+        given = np.asarray(samples[0][spec.name]) if samples and spec.name in samples[0] else None
+        axes[spec.name] = batch_axis(spec, given)
+    open_states = [s for s in inputs if s.name in kept and BATCH not in s.shape and s.shape]
+    tried: list[Batching] = []
+    for axis in range(max([1, *(len(s.shape) for s in open_states)])):
+        axes |= {s.name: min(axis, len(s.shape) - 1) for s in open_states}
+        feeds = make_rows(inputs, axes, examples, samples, kept)
+        if not any(a is not None for name, a in axes.items() if name not in kept):
+            check_repeatable(run, feeds.call())
+            return Batching(feeds, False, "no input has a batch axis", has_axis=False)
+        size = usable_batch(run, feeds, inputs) if not tried else tried[0].size
+        if not tried:
+            check_repeatable(run, feeds.call(size))
+        reason = compare_batches(run, feeds, states, tolerance)
+        if reason and reopen is not None and _reopened(run, feeds, states, tolerance, reopen, inputs):
+            reason = ""
+        if not reason:
+            return Batching(feeds, True)
+        tried.append(Batching(feeds, False, reason, size=size))
+    return tried[0]
+
+
+def usable_batch(run: Run, feeds: Feeds, inputs: Sequence[TensorSpec]) -> int:
+    """Returns 1 when the model runs on one sample, else the batch size that is written into it.
+
+    Raises:
+        ExportError: It runs at neither.
+    """
+    try:
+        run(feeds.call())
+    except Exception:
+        written = _written_batch(feeds, inputs)
+        if written is None or written[2] == 1:
+            run_or_explain(run, feeds.call())
+            raise
+        run_or_explain(run, feeds.call(written[2]))
+        return written[2]
+    return 1
+
+
+def _written_batch(feeds: Feeds, inputs: Sequence[TensorSpec]) -> tuple[int, int, int] | None:
+    """Returns position, batch axis and size of the first input whose batch is a number in the file."""
+    for index, spec in enumerate(inputs):
+        axis = feeds.axes[spec.name]
+        if axis is not None and isinstance(size := spec.shape[axis], int):
+            return index, axis, size
+    return None
+
+
+def _reopened(
+    run: Run,
+    feeds: Feeds,
+    states: Sequence[StateSpec],
+    tolerance: Tolerance,
+    reopen: Reopen,
+    inputs: Sequence[TensorSpec],
+) -> bool:
+    written = _written_batch(feeds, inputs)
+    if written is None:
+        return False
+    feed = feeds.call(3 * written[2])
+    return reopen(feed, written, lambda: not compare_batches(run, feeds, states, tolerance))
+
+
+def check_repeatable(run: Run, feed: Feed) -> None:
+    """Checks that two runs of one feed give the same.
+
+    Raises:
+        ExportError: The model fails, or is random.
+    """
+    first, second = run_or_explain(run, feed), run(feed)
+    for name, value in first.items():
+        if not _equal(value, second[name], Tolerance()):
+            raise ExportError(
+                f"the model is random: output '{name}' differs between two runs of the same sample.",
+                hint="call model.eval() before saving it (dropout stays on otherwise), and draw no random numbers",
+            )
+
+
+def run_or_explain(run: Run, feed: Feed) -> dict[str, np.ndarray]:
+    """Returns `run(feed)`.
+
+    Raises:
+        ExportError: The model fails; the message shows what it was given.
+    """
+    try:
+        return run(feed)
+    except ExportError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{n}{list(a.shape)} {a.dtype.name}" for n, a in feed.items())
+        raise ExportError(
+            f"the model fails on one sample ({shapes}): {type(error).__name__}: {first_line(error)}.",
+            hint="check that the inputs' shapes, dtypes and order are the model's (--input, --calib)",
+        ) from error
+
+
+def compare_batches(run: Run, feeds: Feeds, states: Sequence[StateSpec], tolerance: Tolerance) -> str:
+    """Returns why a batch of several is not the same as single runs; an empty text when it is."""
+    sizes = feeds.sizes_of(0)
+    try:
+        singles = [run(feeds.call(1, i, sizes)) for i in range(_ROWS)]
+    except Exception as error:
+        return f"the model fails at batch 1: {first_line(error)}"
+    try:
+        together = run(feeds.call(_ROWS, 0, sizes))
+    except Exception as error:
+        return f"the model fails at batch {_ROWS}: {first_line(error)}"
+    state_axis = {s.output: feeds.axes[s.input] for s in states}
+    for name, value in together.items():
+        axis = state_axis.get(name) if name in state_axis else 0
+        alone = [single[name] for single in singles]
+        if axis is None or value.ndim <= axis or alone[0].ndim <= axis:
+            return f"output '{name}' has shape {value.shape} for {_ROWS} samples: no axis counts them"
+        joined = np.concatenate(alone, axis=axis) if _stackable(alone, axis) else alone[0]
+        if joined.shape != value.shape:
+            return f"output '{name}' has shape {value.shape} for {_ROWS} samples and {alone[0].shape} for one"
+        if not _equal(joined, value, tolerance):
+            parity = OutputParity()
+            parity.add(joined, value, 0)
+            return (
+                f"a sample's result depends on the others in its batch: output '{name}' differs by "
+                f"{parity.max_abs:.2g} between a batch of {_ROWS} and single runs"
+            )
+    return ""
+
+
+def _stackable(arrays: Sequence[np.ndarray], axis: int) -> bool:
+    return len({a.shape[:axis] + a.shape[axis + 1 :] for a in arrays}) == 1
+
+
+def _equal(a: np.ndarray, b: np.ndarray, tolerance: Tolerance) -> bool:
+    parity = OutputParity()
+    parity.add(a, b, 0)
+    return parity.max_abs <= tolerance.absolute + tolerance.relative * parity.scale
+
+
+def make_rows(
+    inputs: Sequence[TensorSpec],
+    axes: Mapping[str, int | None],
+    examples: Feed,
+    samples: Sequence[Sample],
+    states: set[str],
+) -> Feeds:
+    """Returns rows from the data, else from the file's example (varied), else random ones.
+
+    Raises:
+        DataError: The data lacks an input that is no state, or does not fit one.
+    """
+    rows: list[dict[str, np.ndarray]] = [{} for _ in range(max(len(samples), _ROWS))]
+    for spec in inputs:
+        axis = axes[spec.name]
+        for index, row in enumerate(rows):
+            sample = samples[index % len(samples)] if samples else {}
+            if spec.name in sample:
+                row[spec.name] = whole_input(spec, sample[spec.name], axis)
+            elif samples and spec.name not in states:
+                raise DataError(
+                    f"the data has no array '{spec.name}' (arrays: {', '.join(sorted(sample))}).",
+                    hint="every input of the model needs an array of its name",
+                )
+            elif spec.name in examples:
+                row[spec.name] = vary(_one_of(examples[spec.name], axis, index), index)
+            else:
+                row[spec.name] = synthetic_row(spec, axis, index)
+    resolved = tuple(replace(s, shape=_with_batch(s, axes[s.name])) for s in inputs)
+    return Feeds(name_varying(resolved, rows), dict(axes), tuple(rows))
+
+
+def _one_of(example: np.ndarray, axis: int | None, index: int) -> np.ndarray:
+    if axis is None:
+        return example
+    return np.take(example, [index % example.shape[axis]], axis=axis)
+
+
+def _with_batch(spec: TensorSpec, axis: int | None) -> tuple[int | str, ...]:
+    return tuple(BATCH if a == axis else d for a, d in enumerate(spec.shape))
