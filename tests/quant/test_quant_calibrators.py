@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgemm.errors import QuantizationError
+from edgemm.quant.calibrators import CALIBRATORS, calibrator_class
+from edgemm.quant.histogram import HALF, Histogram
+
+values = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=6),
+    elements=st.floats(-(2.0**100), 2.0**100, width=32),
+)
+
+
+def result(name, batches):
+    calibrator = calibrator_class(name)()
+    for batch in batches:
+        calibrator.observe(batch)
+    return calibrator.range()
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+@settings(max_examples=40, deadline=None)
+@given(array=values, seed=st.integers(0, 1000), cuts=st.lists(st.integers(1, 5), max_size=3))
+def test_independent_of_order_batch_size_and_merging(name, array, seed, cuts):
+    whole = result(name, [array])
+    order = np.random.default_rng(seed).permutation(len(array))
+    assert result(name, [array[i : i + 1] for i in order]) == whole
+    parts = np.split(array[order], sorted({min(c, len(array)) for c in cuts}))
+    first = calibrator_class(name)()
+    for part in parts:
+        other = calibrator_class(name)()
+        if len(part):
+            other.observe(part)
+        first.merge(other)
+    assert first.range() == whole
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+@settings(max_examples=40, deadline=None)
+@given(array=values)
+def test_range_holds_zero_and_stays_inside_what_was_seen(name, array):
+    found = result(name, [array])
+    assert found.low <= 0 <= found.high
+    assert found.seen_low == array.min()
+    assert found.seen_high == array.max()
+    assert found.low >= min(found.seen_low, 0)
+    assert found.high <= max(found.seen_high, 0)
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+def test_nan_inf_blank_and_constant(name):
+    assert result(name, [np.full((2, 3), np.nan, np.float32)]) is None
+    noisy = np.array([[1.0, np.nan, -2.0, np.inf]], np.float32)
+    assert result(name, [noisy]) == result(name, [np.array([[1.0, -2.0]], np.float32)])
+    blank = result(name, [np.zeros((2, 3), np.float32)])
+    assert (blank.low, blank.high) == (0, 0)
+    constant = result(name, [np.full((2, 3), -3.5, np.float32)])
+    assert (constant.low, constant.high) == (-3.5, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts=st.lists(values, min_size=1, max_size=4))
+def test_merged_histograms_count_exactly_what_one_would(parts):
+    flat = np.concatenate([p.ravel() for p in parts])
+    one = Histogram()
+    one.add(flat)
+    merged = Histogram()
+    for part in parts:
+        other = Histogram()
+        other.add(part)
+        merged.merge(other)
+    assert merged.exponent == one.exponent
+    np.testing.assert_array_equal(merged.counts, one.counts)
+    direct, _ = np.histogram(flat.astype(np.float64), one.edges())
+    np.testing.assert_array_equal(one.counts, direct)
+    assert one.counts.sum() == flat.size
+
+
+def test_memory_is_constant():
+    histogram = Histogram()
+    for scale in (1e-3, 1.0, 1e6):
+        histogram.add(np.random.default_rng(0).normal(size=10_000) * scale)
+    assert histogram.counts.shape == (2 * HALF,)
+
+
+def long_tailed():
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(40, 5000)).astype(np.float32)
+    array[3, 7] = 300.0
+    return array
+
+
+@pytest.mark.parametrize("name", ["percentile", "entropy", "mse", "average"])
+def test_one_outlier_does_not_set_the_range(name):
+    found = result(name, [long_tailed()])
+    assert found.seen_high == 300.0
+    assert 2.5 < found.high < 15
+    assert -15 < found.low < -2.5
+
+
+def test_minmax_keeps_the_outlier():
+    assert result("minmax", [long_tailed()]).high == 300.0
+
+
+def test_mse_beats_minmax_and_a_dense_search_hardly_beats_mse():
+    rng = np.random.default_rng(1)
+    array = rng.laplace(size=(20, 4000)).astype(np.float32)
+
+    def error(low, high):
+        scale = (high - low) / 255
+        q = np.clip(np.rint(array / scale), np.rint(low / scale), np.rint(high / scale))
+        return float(((q * scale - array) ** 2).mean())
+
+    found = result("mse", [array])
+    minmax = result("minmax", [array])
+    best = min(error(-t, t) for t in np.linspace(2, float(np.abs(array).max()), 200))
+    assert error(found.low, found.high) < error(minmax.low, minmax.high)
+    assert error(found.low, found.high) < 1.05 * best
+
+
+def test_entropy_survives_a_relu():
+    array = np.maximum(np.random.default_rng(0).normal(size=(20, 5000)), 0).astype(np.float32)
+    found = result("entropy", [array])
+    assert found.low == 0
+    assert found.high > 2.5
+
+
+def test_percentile_is_the_percentile():
+    array = np.random.default_rng(0).uniform(-1, 3, size=(10, 100_000)).astype(np.float32)
+    found = result("percentile", [array])
+    assert found.high == pytest.approx(np.quantile(array, 0.99995), abs=4 / HALF * 2)
+    assert found.low == pytest.approx(np.quantile(array, 0.00005), abs=4 / HALF * 2)
+
+
+def test_unknown_calibrator():
+    with pytest.raises(QuantizationError, match="no calibrator 'entrpy'") as caught:
+        calibrator_class("entrpy")
+    assert caught.value.hint == "did you mean 'entropy'?"
