@@ -48,7 +48,7 @@ class Histogram:
     def _add_chunk(self, values: np.ndarray) -> None:
         low, high = float(values.min()), float(values.max())
         if not (low > -_TOO_LARGE and high < _TOO_LARGE):
-            finite = values[np.abs(values) < _TOO_LARGE]
+            finite = values[np.abs(values.astype(np.float64)) < _TOO_LARGE]
             self.skipped += values.size - finite.size
             if finite.size == 0:
                 return
