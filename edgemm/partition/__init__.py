@@ -25,7 +25,8 @@ def partition(graph: ExportedGraph) -> StageGraph:
     left as it is; the stages share its tensors.
 
     Bit for bit holds for the nodes as they are written. A runtime that fuses nodes across what is now a cut (an
-    Add and the Relu behind it) may round differently, by about the precision of the data type.
+    Add and the Relu behind it), or keeps float32 between float16 nodes, may round differently, by about the
+    precision of the data type.
 
     Raises:
         ExportError: A tensor that would cross a cut has no type that an array can have.

@@ -2,7 +2,8 @@
 
 Also shapes whose dimensions are fixed, branches whose condition is known, and operators that do nothing (a
 Dropout outside training, a Cast to the same type). Large results stay nodes, so that a file does not grow by an
-expanded constant; random numbers stay random; the result of folding is never an output itself.
+expanded constant; random numbers stay random; the result of folding is never an output itself. Declined for
+graphs with tensor lists in operator sets before 18.
 """
 
 from __future__ import annotations
@@ -20,9 +21,16 @@ INPUT_LIMIT = 65_536
 OUTPUT_LIMIT = 65_536
 """Elements of the largest result that is kept in place of its node."""
 
+# the folder turns these into forms of Split and Unsqueeze that older operator sets do not have
+_SEQUENCE_OPS = frozenset({"ConcatFromSequence", "SplitToSequence"})
+_SEQUENCE_OPSET = 18
+
 
 def apply(model: ir.Model, io: IOSpec) -> int:
     """Folds constants; returns how many nodes went."""
+    opset = model.graph.opset_imports.get("", 1)
+    if opset < _SEQUENCE_OPSET and any(n.op_type in _SEQUENCE_OPS for n in model.graph.all_nodes()):
+        return 0
     before = _count(model)
     with np.errstate(all="ignore"):
         fold_constants_ir(
