@@ -137,7 +137,11 @@ class Contest:
         measure = ChainMeasure(self.stages, self.bench.io, table, samples, Scoring(chosen, label, evaluate.output))
         self.progress.status("search", f"int8 against float, stage by stage, on {len(samples)} samples")
         plan = plan_quantization(self.stages, table, self.recipe.target)
-        limits = Limits(drop=evaluate.max_drop, output_error=STATE_ERROR if self.bench.io.states else None)
+        limits = Limits(
+            drop=evaluate.max_drop,
+            output_error=STATE_ERROR if self.bench.io.states else None,
+            slower=self.recipe.quantize.precision == INT8,
+        )
         result = choose(self.stages, table, plan, measure, limits)
         for step in result.steps:
             self.progress.step("search", step)
@@ -182,7 +186,7 @@ class Contest:
     def _objection(self, candidate: Candidate, ratio: float) -> str | None:
         """Returns why an int8 candidate must not ship, or None. Demanded int8 may be slower than float."""
         accuracy = candidate.variant.accuracy
-        if accuracy is not None and accuracy["drop"] > accuracy["budget"]:
+        if accuracy is not None and not accuracy["drop"] <= accuracy["budget"]:  # a NaN is over every budget
             where = f"{accuracy['samples']} {accuracy['split']} samples"
             return (
                 f"{accuracy['metric']} drops by {accuracy['drop']:.4g} on {where}, budget {accuracy['budget']:.4g}"

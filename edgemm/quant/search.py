@@ -71,11 +71,13 @@ class Limits:
         output_error: Largest output error, or None for no limit. Models with a state need one: a metric over
             many samples hides a single one that ran away.
         evaluations: How many times `Measure.drop` may be asked.
+        slower: True lets int8 be slower than float; then nothing is timed, and equal inputs give equal plans.
     """
 
     drop: float = 0.01
     output_error: float | None = None
     evaluations: int = 40
+    slower: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ def choose(
         limits: The budget.
     """
     search = _Search(stage_graph, table, measure, limits, plan)
-    search.keep_faster()
+    if not limits.slower:
+        search.keep_faster()
     search.keep_exact()
     final = search.plan
     drop, error = search.drop(final), search.error(final)
@@ -237,13 +240,20 @@ class _Search:
         for _, index in ranked[:2]:
             name, nodes = parts[index]
             plan = self.with_float(nodes, BUDGET, over)
-            if self.evaluations < self.limits.evaluations and self.within(plan):
-                latency = self.measure.latency(plan, [stage])[stage]
-                if latency.ratio <= FASTER:
-                    self.turn(nodes, BUDGET, over, f"{stage}: {name} float, {over}")
-                    self.latencies[stage] = latency
-                    return True
+            if self.evaluations < self.limits.evaluations and self.within(plan) and self._pays(plan, stage):
+                self.turn(nodes, BUDGET, over, f"{stage}: {name} float, {over}")
+                return True
         return False
+
+    def _pays(self, plan: QuantPlan, stage: str) -> bool:
+        """True when the stage is faster than float as planned, or need not be."""
+        if self.limits.slower:
+            return True
+        latency = self.measure.latency(plan, [stage])[stage]
+        if latency.ratio > FASTER:
+            return False
+        self.latencies[stage] = latency
+        return True
 
     def drop(self, plan: QuantPlan) -> float:
         key = _int8_nodes(plan)
