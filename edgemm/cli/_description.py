@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgemm.bundle import EngineEntry, Variant
+    from edgemm.bundle import EngineEntry, StageEntry, Variant
     from edgemm.partition import Stage
     from edgemm.pipeline import Progress
     from edgemm.recipe import Recipe
@@ -48,8 +48,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
                 "inputs": [_tensor(t) for t in s.inputs],
                 "outputs": [_tensor(t) for t in s.outputs],
                 "precision": {
-                    v.name: plans[v.name].get(s.name) or _engine_decisions(v.engines, s.name)
-                    for v in manifest.shipped
+                    v.name: plans[v.name].get(s.name) or _engine_decisions(v, s) for v in manifest.shipped
                 },
             }
             for s in manifest.stages
@@ -71,14 +70,15 @@ def _variant(variant: Variant, files: Mapping[str, Any], measured: Mapping[str, 
         "layout": variant.layout,
         "decisions": dict(variant.decisions),
         "size_bytes": variant.size_bytes,
-        "engines": [
-            {"name": e.name, "stages": list(e.stages), "size_bytes": files[e.file]["size"]}
-            for e in variant.engines
-        ],
+        "engines": [_engine(e, files) for e in variant.engines],
         "accuracy": dict(variant.accuracy) if variant.accuracy else None,
         "latency": measured.get("latency", {}).get(variant.name),
         "refused": variant.refused,
     }
+
+
+def _engine(engine: EngineEntry, files: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": engine.name, "stages": list(engine.stages), "size_bytes": files[engine.file]["size"]}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -97,9 +97,12 @@ def _stage_decisions(path: Path, files: Mapping[str, Any], variant: str) -> dict
     return counts
 
 
-def _engine_decisions(engines: Iterable[EngineEntry], stage: str) -> dict[str, int] | None:
-    """Returns the decisions of the engine that runs `stage` alone; None where it shares one."""
-    return next((dict(e.decisions) for e in engines if tuple(e.stages) == (stage,)), None)
+def _engine_decisions(variant: Variant, stage: StageEntry) -> dict[str, int] | None:
+    """Returns precision -> nodes of `stage`, or None where it shares an engine of several precisions."""
+    alone = next((e.decisions for e in variant.engines if tuple(e.stages) == (stage.name,)), None)
+    if alone is not None:
+        return dict(alone)
+    return {precision: stage.nodes for precision in variant.decisions} if len(variant.decisions) == 1 else None
 
 
 def describe_model(path: Path, recipe: Recipe, progress: Progress) -> dict[str, Any]:

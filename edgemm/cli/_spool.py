@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import zipfile
@@ -57,7 +58,8 @@ class OutputSpool:
     ) -> None:
         """Removes what was collected."""
         for column in self._columns.values():
-            column.stream.close()
+            with contextlib.suppress(OSError):  # what a full disk could not take is dropped anyway
+                column.stream.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, outputs: Mapping[str, np.ndarray], first: int, number: int) -> None:

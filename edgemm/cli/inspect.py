@@ -51,16 +51,19 @@ def _is_bundle(file: Path) -> bool:
 def _inspect_model(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     from edgemm._optional import require
 
-    for package in ("torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml"):
-        require(package, extra="convert", why="inspect a model (a bundle needs none of it)")
-    require("onnxruntime", extra="cpu", why="check the exported graph")
+    if file.exists():  # a missing file is said before a missing package
+        for package in ("torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml"):
+            require(package, extra="convert", why="inspect a model (a bundle needs none of it)")
+        require("onnxruntime", extra="cpu", why="check the exported graph")
+    from edgemm.export.sniff import RECIPE, sniff
+
+    kind = sniff(file)
     from edgemm.cli._description import describe_model
     from edgemm.cli._progress import RichProgress
-    from edgemm.export.sniff import RECIPE, sniff
     from edgemm.recipe.loader import build_recipe, load_recipe, merge
 
     fields = _fields(options)
-    if sniff(file) == RECIPE:
+    if kind == RECIPE:
         recipe = load_recipe(file, fields)
     else:
         recipe = build_recipe(merge({"model": {"path": file}}, fields), where="options")
@@ -109,7 +112,8 @@ def _title(report: Mapping[str, Any]) -> list[str]:
         first += [f"{'target' if len(targets) == 1 else 'targets'} {', '.join(targets)}"]
         second += [f"{report['files']} files, verified"]
     else:
-        first += [report["kind"].replace("-", " "), f"ONNX opset {report['model']['opset']}"]
+        kind = {"onnx": "ONNX model", "torchscript": "TorchScript"}.get(report["kind"], report["kind"])
+        first += [kind.replace("-", " "), f"opset {report['model']['opset']}"]
     return [f"{click.style(report['file'], bold=True)}   {' · '.join(first)}", " · ".join(second)]
 
 

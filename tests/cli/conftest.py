@@ -67,6 +67,27 @@ def edgemm_process(tmp_path: Path):
 
 
 @pytest.fixture
+def edgemm_on_device():
+    """Runs `edgemm ARGS...` in a process where nothing but the base packages and onnxruntime imports."""
+    program = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        blocked = {'torch', 'onnx', 'onnx_ir', 'onnxscript', 'pydantic', 'yaml', 'sklearn'}\n"
+        "        if name.split('.')[0] in blocked: raise ImportError(f'no {name} here')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from edgemm.cli import main; main()"
+    )
+
+    def call(*args: object) -> Result:
+        command = [sys.executable, "-c", program, *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
 def fusion_bundle(tmp_path: Path) -> Path:
     """image[4] and audio[2]; logits are image @ WEIGHT, then audio. One refused variant."""
     image, audio = tensor("image", "batch", 4), tensor("audio", "batch", 2)

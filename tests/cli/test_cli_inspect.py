@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from cli_models import LENGTHS, STREAM
 
 from edgemm.cli._diagram import draw
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def stage(name: str, inputs: list[str], outputs: list[str], role: str = "encoder") -> dict[str, Any]:
@@ -143,26 +140,11 @@ def test_bundle_as_text(edgemm, fusion_bundle: Path) -> None:
     assert "\x1b" not in out
 
 
-def test_bundle_as_json_needs_no_heavy_package(fusion_bundle: Path) -> None:
+def test_bundle_as_json_on_a_device(edgemm_on_device, fusion_bundle: Path) -> None:
     """On the device there is no torch, no onnx, no pydantic and no yaml."""
-    program = (
-        "import sys\n"
-        "class Block:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        blocked = {'torch', 'onnx', 'onnx_ir', 'onnxscript', 'pydantic', 'yaml', 'onnxruntime'}\n"
-        "        if name.split('.')[0] in blocked: raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Block())\n"
-        "from edgemm.cli import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "inspect", str(fusion_bundle), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    result = edgemm_on_device("inspect", fusion_bundle, "--json")
+    assert result.code == 0, result.err
+    report = result.json
     assert report["kind"] == "bundle"
     assert [i["modality"] for i in report["inputs"]] == ["image", "audio"]
     assert [s["precision"]["cpu-fp32"] for s in report["stages"]] == [{"fp32": 1}, {"fp32": 1}]
@@ -197,3 +179,34 @@ def test_missing_file(edgemm, tmp_path: Path, name: str) -> None:
     result = edgemm("inspect", tmp_path / name)
     assert result.code == 1
     assert name in result.err
+
+
+def test_model_on_a_device_names_the_extra(edgemm_on_device, onnx_file) -> None:
+    result = edgemm_on_device("inspect", onnx_file(LENGTHS))
+    assert result.code == 1
+    assert "needed to inspect a model" in result.err
+    assert "pip install 'edgemm[convert]'" in result.err
+
+
+def test_onnx_file_with_a_declared_state(edgemm, onnx_file) -> None:
+    result = edgemm("inspect", onnx_file(STREAM), "--state", "h=h_out", "--json")
+    assert result.code == 0, result.err
+    report = result.json
+    assert report["kind"] == "onnx"
+    assert report["states"] == [{"input": "h", "output": "h_out"}]
+    assert {d["symbol"] for d in report["dynamic"]["dynamic"]} == {"batch"}
+    text = edgemm("inspect", onnx_file(STREAM), "--state", "h=h_out").out
+    assert "ONNX model · opset 20" in text
+
+
+@pytest.mark.parametrize("text", ["h", "h=", "=h_out"])
+def test_malformed_state(edgemm, onnx_file, text: str) -> None:
+    result = edgemm("inspect", onnx_file(STREAM), "--state", text)
+    assert result.code == 2
+    assert "expected IN=OUT" in result.err
+
+
+def test_data_is_no_model(edgemm, npz) -> None:
+    result = edgemm("inspect", npz(x=np.ones(2)))
+    assert result.code == 1
+    assert "not a model" in result.err

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import signal
 import subprocess
 import sys
@@ -13,7 +12,8 @@ import pytest
 from cli_models import LENGTHS, TOTAL, WEIGHT
 
 from edgemm.bundle import MANIFEST
-from edgemm.cli import _spool
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arrays(samples: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -175,18 +175,22 @@ def test_output_in_a_missing_folder(edgemm, fusion_bundle: Path, npz, tmp_path: 
     assert f"mkdir -p {tmp_path / 'no'}" in result.err
 
 
-def test_full_disk_leaves_nothing(
-    edgemm, fusion_bundle: Path, npz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(_spool.shutil, "copyfileobj", full)
-    data = npz(**arrays(2))
+@pytest.mark.parametrize("limit", [20_000, 110_000])
+def test_full_disk_leaves_nothing(fusion_bundle: Path, npz, tmp_path: Path, limit: int) -> None:
+    """109,800 bytes of outputs where files end at `limit` bytes: collecting fails, or writing the .npz does."""
+    data = npz(**{name: array for name, array in arrays(5_490).items() if name != "label"})
     before = sorted(p.name for p in tmp_path.iterdir())
-    result = edgemm("run", fusion_bundle, "--data", data, "-o", tmp_path / "out.npz")
-    assert result.code == 1
-    assert "No space left on device" in result.err
+    program = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from edgemm.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "run", str(fusion_bundle), "--data", str(data)]
+    command += ["-o", str(tmp_path / "out.npz"), "--batch", "50"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    assert "error: cannot write" in done.stderr
+    assert "File too large" in done.stderr
+    assert "nothing was written" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
@@ -208,7 +212,7 @@ def test_interrupt_leaves_nothing(fusion_bundle: Path, npz, tmp_path: Path) -> N
     before = sorted(p.name for p in tmp_path.iterdir())
     process = subprocess.Popen(
         [sys.executable, "-m", "edgemm", "run", str(fusion_bundle), "--data", str(data), "-o", str(out)],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -228,3 +232,12 @@ def test_no_manifest(edgemm, npz, tmp_path: Path) -> None:
     result = edgemm("run", folder, "--data", npz(**arrays(1)), "-o", tmp_path / "o.npz")
     assert result.code == 1
     assert MANIFEST in result.err
+
+
+def test_run_and_profile_on_a_device(edgemm_on_device, fusion_bundle: Path, npz, tmp_path: Path) -> None:
+    data, out = npz(**arrays(3)), tmp_path / "o.npz"
+    result = edgemm_on_device("run", fusion_bundle, "--data", data, "-o", out)
+    assert result.code == 0, result.err
+    assert np.load(out)["logits"].shape == (3, 5)
+    result = edgemm_on_device("profile", fusion_bundle, "--data", data, "--runs", 5)
+    assert result.code == 0, result.err
