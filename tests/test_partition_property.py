@@ -126,9 +126,7 @@ def live_nodes(graph) -> tuple[set[str], set[str]]:
     return {n.name for n in single}, {n.name for n in single & live}
 
 
-@settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(graph=graphs())
 def test_stages_of_a_random_graph(graph):
     stages = partition_and_compare(graph, random_feed(graph, batch=1), random_feed(graph, batch=3, seed=1))
@@ -158,7 +156,7 @@ def test_stages_of_a_random_graph(graph):
     assert len({s.modalities for s in stages.stages}) == len(stages.stages)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graph=graphs())
 def test_a_random_graph_is_rewritten_and_then_cut(graph):
     rewritten, _ = rewrite(graph)

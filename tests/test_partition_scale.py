@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from builders import exported
 
 from edgemm.graph import ExportedGraph
@@ -49,6 +50,7 @@ def deep_model(nodes: int) -> ExportedGraph:
     return exported(ir.Model(graph, ir_version=10))
 
 
+@pytest.mark.slow
 def test_a_large_graph_shares_its_weights():
     graph = deep_model(NODES)
 
@@ -74,6 +76,7 @@ def test_weights_are_not_copied_on_the_way():
     assert peak < 20e6
 
 
+@pytest.mark.slow
 def test_time_grows_like_the_graph():
     def seconds(nodes):
         graph = deep_model(nodes)
