@@ -19,7 +19,8 @@ from edgemm.errors import DataError, did_you_mean
 from edgemm.tensors import Feed, IOSpec
 
 Outputs = Mapping[str, np.ndarray]
-"""Output name -> array over all samples, first axis = sample."""
+"""Output name -> array over all samples, first axis = sample. Rows of different shapes (sequences of any length)
+are an array of objects, one array per sample."""
 
 Run = Callable[[Feed], Mapping[str, np.ndarray]]
 """One call of a model: inputs by name to outputs by name."""
@@ -108,8 +109,6 @@ def collect_outputs(
         batch: Samples per call, where the batch is dynamic.
         reset: Called once before the first sample, to forget a state.
 
-    Raises:
-        DataError: Outputs of different samples have different shapes and cannot be one array.
     """
     if reset is not None:
         reset()
@@ -121,32 +120,32 @@ def collect_outputs(
             if io.batch is None or value.ndim == 0 or value.shape[0] != len(rows):
                 value = value[None]
             values.append(value)
-    return {name: _concatenate(name, values) for name, values in parts.items()}
+    return {name: _concatenate(values) for name, values in parts.items()}
 
 
-def _concatenate(name: str, values: Sequence[np.ndarray]) -> np.ndarray:
-    shapes = {v.shape[1:] for v in values}
-    if len(shapes) > 1:
-        raise DataError(
-            f"output '{name}' has rows of different shapes {sorted(shapes)}; they are not one array.",
-            hint="choose an output of fixed size with --output, or give samples of one length",
-        )
+def _concatenate(values: Sequence[np.ndarray]) -> np.ndarray:
+    if len({v.shape[1:] for v in values}) > 1:
+        return _ragged([row for value in values for row in value])
     return np.concatenate(values)
 
 
-def collect_labels(samples: Samples, label: str) -> np.ndarray:
-    """Returns array `label` of every sample, first axis = sample.
+def _ragged(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns an array of objects with one row each."""
+    result = np.empty(len(rows), dtype=object)
+    for at, row in enumerate(rows):
+        result[at] = row
+    return result
 
-    Raises:
-        DataError: Its rows have different shapes.
-    """
+
+def numeric_parts(value: np.ndarray) -> Sequence[np.ndarray]:
+    """Returns `value` as arrays of numbers: itself, or its rows where they differ in shape."""
+    return list(value) if value.dtype == object else [value]
+
+
+def collect_labels(samples: Samples, label: str) -> np.ndarray:
+    """Returns array `label` of every sample, first axis = sample; rows of different shapes as objects."""
     rows = [np.asarray(samples[i][label]) for i in range(len(samples))]
-    shapes = sorted({r.shape for r in rows})
-    if len(shapes) > 1:
-        raise DataError(
-            f"label '{label}' has rows of different shapes {shapes}.", hint="labels need one shape for all samples"
-        )
-    return np.stack(rows)
+    return np.stack(rows) if len({r.shape for r in rows}) == 1 else _ragged(rows)
 
 
 def evaluate(
@@ -216,7 +215,20 @@ def _scores(
             f"metric '{metric}': output '{output}' has {len(value)} rows, the labels have {len(target)}.",
             hint="every sample needs one label",
         )
-    return value, np.asarray(target)
+    return _level(value, np.asarray(target), output, metric)
+
+
+def _level(value: np.ndarray, target: np.ndarray, output: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows of different lengths joined along their first axis, with their targets: one row per step."""
+    if value.dtype != object and target.dtype != object:
+        return value, target
+    for row, (a, b) in enumerate(zip(value, target, strict=True)):
+        if a.ndim == 0 or b.ndim == 0 or len(a) != len(b):
+            raise DataError(
+                f"metric '{metric}': output '{output}' of sample {row} has shape {a.shape}, its target {b.shape}.",
+                hint="an output of variable length needs a label per step, or --metric FILE.py:FUNC",
+            )
+    return np.concatenate(list(value)), np.concatenate(list(target))
 
 
 def predicted_classes(value: np.ndarray) -> np.ndarray:

@@ -141,3 +141,26 @@ def test_errors_name_what_does_not_fit(samples):
     assert "two classes" in caught.value.hint
     with pytest.raises(DataError, match=r"labels have shape \(4, 2\), output 'p' has \(4, 3\)"):
         score(metric("mae"), outputs, "p", labels=np.zeros((4, 2)))
+
+
+def test_outputs_of_different_lengths_are_scored_step_by_step():
+    def per_frame(feed):
+        x = feed["x"]
+        return {"y": np.stack([x, -x], axis=-1)}
+
+    io = IOSpec(
+        (TensorSpec("x", "float32", ("batch", "time")),),
+        (TensorSpec("y", "float32", ("batch", "time", 2)),),
+        {"x": "x"},
+    )
+    rows = [
+        {"x": np.array(x, np.float32), "label": np.array(label)}
+        for x, label in (([1, -1], [0, 1]), ([1, 1, 1], [0, 0, 1]))
+    ]
+    reference = collect_outputs(per_frame, io, rows)
+    assert evaluate(per_frame, io, rows, metric("agreement"), reference=reference) == 1.0
+    assert evaluate(per_frame, io, rows, metric("cosine"), reference=reference) == pytest.approx(1.0)
+    assert evaluate(per_frame, io, rows, metric("accuracy"), label="label") == pytest.approx(4 / 5)
+    short = [{**rows[0], "label": np.array([0])}, rows[1]]
+    with pytest.raises(DataError, match=r"sample 0 has shape \(2, 2\), its target \(1,\)"):
+        evaluate(per_frame, io, short, metric("accuracy"), label="label")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgemm.data import Samples, Subset
-from edgemm.metrics import Metric, choose_output, collect_labels, collect_outputs, score
+from edgemm.metrics import Metric, choose_output, collect_labels, collect_outputs, numeric_parts, score
 from edgemm.partition import StageGraph
 from edgemm.quant.apply import apply_plan
 from edgemm.quant.chain import Chain, OpenStage, feeds
@@ -90,7 +90,10 @@ class ChainMeasure:
         planned = self._outputs(plan, few)
         worst = 0.0
         for name, reference in self._few.items():
-            a, b = reference.astype(np.float64), planned[name].astype(np.float64)
+            a, b = (
+                np.concatenate([part.astype(np.float64).ravel() for part in numeric_parts(value)])
+                for value in (reference, planned[name])
+            )
             finite = np.isfinite(a)
             if not np.isfinite(b[finite]).all():
                 return float("inf")
