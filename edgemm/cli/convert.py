@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from edgemm.cli._options import input_fields
+from edgemm.cli._output import echo_json, table
 
 if TYPE_CHECKING:
     from edgemm.pipeline import ConvertResult
@@ -85,7 +87,7 @@ def convert(model: Path, output: Path | None, force: bool, as_json: bool, **opti
     with RichProgress() as progress:
         result = run_convert(recipe, output, force=force, progress=progress)
     if as_json:
-        click.echo(json.dumps(result.to_json(), indent=1))
+        echo_json(result.to_json())
     else:
         _print(result)
 
@@ -102,16 +104,6 @@ def _recipe(model: Path, options: dict[str, Any]) -> Recipe:
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """Returns the recipe fields that the given options set; an option that was not given sets none."""
-    from edgemm.export.signature import parse_input
-
-    inputs: dict[str, dict[str, Any]] = {}
-    for text in options["inputs"]:
-        spec = parse_input(text)
-        inputs[spec.name] = {"shape": spec.shape, "dtype": spec.dtype}
-    for text in options["modalities"]:
-        name, value = _pair("--modality", text, "INPUT=NAME")
-        inputs.setdefault(name, {})["modality"] = value
-    states = dict(_pair("--state", text, "IN=OUT") for text in options["states"])
     places = {
         "model": {"factory": "factory", "allow_pickle": "allow_pickle"},
         "data": {"calib": "calib", "eval": "eval_", "label": "label", "seed": "seed"},
@@ -125,32 +117,17 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     }
     top = {key: options[key] for key in ("target", "layout", "threads") if options[key] is not None}
     fields = {name: section for name, section in fields.items() if section} | top
-    return fields | ({"inputs": inputs} if inputs else {}) | ({"states": states} if states else {})
+    return fields | input_fields(options["inputs"], options["modalities"], options["states"])
 
 
-def _pair(option: str, text: str, form: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise click.BadParameter(f"got '{text}', expected {form}.", param_hint=option)
-    return name, value
+_COLUMNS = ("stage", "modality", "nodes", "parameters", "precision", "float ms", "edge ms")
 
 
 def _print(result: ConvertResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    data = result.to_json()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "modality", "nodes", "parameters", "precision", "float ms", "edge ms"):
-        table.add_column(
-            column, justify="right" if column in {"nodes", "parameters"} or "ms" in column else "left"
-        )
-    for row in result.stage_rows():
-        table.add_row(*row)
-    console.print()
-    console.print(table)
-    console.print()
-    for line in result.summary_lines():
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"{data['bundle']}   next: edgemm profile {data['bundle']}", highlight=False, soft_wrap=True)
+    rows = result.stage_rows()
+    shown = _COLUMNS if any(row[-1] for row in rows) else _COLUMNS[:-2]  # one engine for all has no time per stage
+    click.echo(
+        "\n" + table(shown, [row[: len(shown)] for row in rows], right=("nodes", "parameters", *_COLUMNS[-2:]))
+    )
+    click.echo("\n" + "\n".join(result.summary_lines()))
+    click.echo(f"{result.path}   next: edgemm profile {result.path}")

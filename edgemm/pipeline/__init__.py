@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from edgemm.bundle import Manifest, StageEntry, check_output, write_bundle
 from edgemm.export.model import LoadedModel, ModelSource, load_model
 from edgemm.export.torch_onnx import ExportRequest, ExportResult, export_model
 from edgemm.graph import ExportedGraph
+from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
 from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
 from edgemm.pipeline.result import ConvertResult
+from edgemm.pipeline.scoring import check_metric
 from edgemm.pipeline.splits import Splits, divide, open_splits
 from edgemm.pipeline.variants import Contest, Outcome
 from edgemm.recipe import Recipe, build_recipe
@@ -56,6 +58,7 @@ def convert(
     progress = progress or Silent()
     clock = Clock()
     check_output(output, force=force)
+    check_metric(recipe.evaluate, recipe.data.label)
     with clock("load"):
         loaded = load_model(ModelSource(recipe.model.path, recipe.model.factory, recipe.model.allow_pickle))
         splits = open_splits(recipe.data)
@@ -63,15 +66,18 @@ def convert(
     with clock("export"):
         exported = export_model(loaded, _request(recipe), splits.any, lambda text: progress.status("export", text))
     progress.step("export", _export_line(exported))
-    for note in (*loaded.notes, *exported.notes):
-        progress.step("note", note)
+    if recipe.evaluate.output is not None:
+        choose_output(exported.graph.io, recipe.evaluate.output)
     with clock("partition"):
         graph, _ = rewrite(exported.graph)
         stages = partition(graph)
     progress.step("partition", _stages_line(stages))
+    notes = [*exported.notes, *stages.notes]
     with clock("data"):
-        splits = divide(splits, recipe.data, graph.io, lambda text: progress.step("warning", text))
-    manifest = _manifest(recipe, loaded, exported, stages, splits)
+        splits = divide(splits, recipe.data, graph.io, notes.append)
+    for note in notes:
+        progress.step("note", note)
+    manifest = _manifest(recipe, loaded, exported, stages, splits, notes)
     with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
         bench = Workbench(Path(folder), manifest, recipe.threads)
         try:
@@ -116,14 +122,19 @@ def _export_line(exported: ExportResult) -> str:
 
 
 def _stages_line(stages: StageGraph) -> str:
-    names = " · ".join(f"{s.name} ({s.role}, {s.nodes} nodes)" for s in stages.stages)
+    names = " · ".join(f"{s.name} ({s.role}, {s.nodes} node{'s' * (s.nodes != 1)})" for s in stages.stages)
     kinds = ", ".join(dict.fromkeys(j.kind for j in stages.joins))
     count = len(stages.stages)
     return f"{count} stage{'s' * (count != 1)}: {names}" + (f"; joined by {kinds}" if kinds else "")
 
 
 def _manifest(
-    recipe: Recipe, loaded: LoadedModel, exported: ExportResult, stages: StageGraph, splits: Splits
+    recipe: Recipe,
+    loaded: LoadedModel,
+    exported: ExportResult,
+    stages: StageGraph,
+    splits: Splits,
+    notes: Sequence[str],
 ) -> Manifest:
     """Returns the manifest as far as it is known before a variant is chosen."""
     return Manifest(
@@ -146,7 +157,7 @@ def _manifest(
             "dynamic": exported.dynamic.to_json(),
             "parity": exported.parity.to_json(),
             "data": splits.to_json(),
-            "notes": [*loaded.notes, *exported.notes, *stages.notes],
+            "notes": list(notes),
             "tools": tool_versions(),
         },
     )
@@ -154,7 +165,11 @@ def _manifest(
 
 def _complete(manifest: Manifest, outcome: Outcome, clock: Clock, threads: int) -> Manifest:
     seconds = {step: round(value, 3) for step, value in clock.seconds.items()}
-    info = {"float_size_bytes": outcome.float_size_bytes, "precision": outcome.precision}
+    info = {
+        "float_size_bytes": outcome.float_size_bytes,
+        "precision": outcome.precision,
+        "notes": [*manifest.info["notes"], *outcome.notes],
+    }
     return replace(
         manifest,
         variants=outcome.variants,

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgemm.backends.registry import get_backend
 from edgemm.bundle import EngineEntry, Manifest, Variant
+from edgemm.errors import BackendError
 from edgemm.graph import ExportedGraph
 from edgemm.partition import Stage, StageGraph
 from edgemm.quant.apply import apply_plan
@@ -165,12 +166,19 @@ class Workbench:
         """Returns a session over `candidate`; it is closed with the workbench.
 
         Raises:
-            BackendError: An engine does not open.
+            BackendError: An engine does not open, or there is no room for it in the temporary folder.
         """
-        for name, payload in candidate.files.items():
-            path = self._folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(payload)
+        try:
+            for name, payload in candidate.files.items():
+                path = self._folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(payload)
+        except OSError as error:
+            size = sum(map(len, candidate.files.values()))
+            raise BackendError(
+                f"{self._folder}: no room to try a candidate of {size:,} bytes: {error.strerror or error}.",
+                hint="free some space there, or name another folder in the variable TMPDIR",
+            ) from error
         session = open_variant(self._folder, self._manifest, candidate.variant, self._threads)
         self._open.append(session)
         return session

@@ -83,8 +83,9 @@ class ConvertResult:
             share = accuracy["percent"]
             before, after = _value(accuracy["float"], share), _value(accuracy["variant"], share)
             drop, budget = _points(accuracy["drop"], share), _points(accuracy["budget"], share)
+            name = accuracy["metric"]
             lines.append(
-                f"accuracy   {accuracy['metric']} {before} → {after}   "
+                f"{name if len(name) <= 10 else 'metric':<10} {before} → {after}   "
                 f"(drop {drop}, budget {budget}; {accuracy['samples']:,} {accuracy['split']} samples)"
             )
         else:
@@ -95,8 +96,8 @@ class ConvertResult:
                 f"latency    {latency['float_ms']:.3f} → {latency['variant_ms']:.3f} ms   "
                 f"({latency['ratio']:.2f} × float ONNX Runtime, p50 of {latency['runs']:,} interleaved runs)"
             )
-        before_mb, after_mb = self.manifest.info["float_size_bytes"] / 1e6, shipped.size_bytes / 1e6
-        lines.append(f"size       {before_mb:.2f} → {after_mb:.2f} MB   ({shipped.name}, {shipped.layout})")
+        sizes = _sizes(self.manifest.info["float_size_bytes"], shipped.size_bytes)
+        lines.append(f"size       {sizes}   ({shipped.name}, {shipped.layout})")
         lines += [f"note: {v.name} refused: {v.refused}" for v in self.manifest.variants if v.refused]
         return lines
 
@@ -121,6 +122,11 @@ def _variant_json(variant: Variant, latency: Mapping[str, Any] | None) -> dict[s
 
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _sizes(before: int, after: int) -> str:
+    unit, scale = ("MB", 1e6) if before >= 100_000 else ("kB", 1e3)
+    return f"{before / scale:,.2f} → {after / scale:,.2f} {unit}"
 
 
 def _value(value: float, share: bool) -> str:

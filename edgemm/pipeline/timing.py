@@ -85,6 +85,7 @@ def time_sessions(
     for at in range(_MAX_ROUNDS):
         for name in names[at % len(names) :] + names[: at % len(names)]:
             session = sessions[name]
+            session.reset_state()  # a state that grows with every call would be measured at every length
             time.sleep(_REST)
             session.run(feeds[at % len(feeds)])
             for k in range(blocks[name]):

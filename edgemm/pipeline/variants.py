@@ -53,6 +53,7 @@ class Outcome:
         latency: Variant name -> `{float_ms, variant_ms, ratio, ...}`; measured, so different in every run.
         precision: Stage name -> what runs there, for people: `"int8"`, `"int8, 2 float"`, `"float"`.
         float_size_bytes: Size of the exported float graph.
+        notes: What the user should know.
     """
 
     variants: tuple[Variant, ...]
@@ -60,6 +61,7 @@ class Outcome:
     latency: Mapping[str, Any]
     precision: Mapping[str, str]
     float_size_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class Contest:
     clock: Clock
     candidates: dict[str, Candidate] = field(default_factory=dict)
     sessions: dict[str, FusionSession] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def run(self) -> Outcome:
         """Returns the variants of the bundle.
@@ -109,7 +112,8 @@ class Contest:
         if self.recipe.quantize.precision == FLOAT:
             return None, None
         if self.splits.calibration is None or self.splits.search is None:
-            self.progress.step("note", "no calibration samples (--calib): everything stays float")
+            self.notes.append("no calibration samples (--calib): everything stays float")
+            self.progress.step("note", self.notes[-1])
             return None, None
         with self.clock("calibrate"):
             table = collect(
@@ -186,11 +190,13 @@ class Contest:
     def _objection(self, candidate: Candidate, ratio: float) -> str | None:
         """Returns why an int8 candidate must not ship, or None. Demanded int8 may be slower than float."""
         accuracy = candidate.variant.accuracy
-        if accuracy is not None and not accuracy["drop"] <= accuracy["budget"]:  # a NaN is over every budget
+        if accuracy is not None:
             where = f"{accuracy['samples']} {accuracy['split']} samples"
-            return (
-                f"{accuracy['metric']} drops by {accuracy['drop']:.4g} on {where}, budget {accuracy['budget']:.4g}"
-            )
+            drop, budget = accuracy["drop"], accuracy["budget"]
+            if drop is None:
+                return f"{accuracy['metric']} is no number on {where}"
+            if drop > budget:
+                return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}"
         if ratio >= 1 and self.recipe.quantize.precision != INT8:
             return f"{ratio:.2f} × slower than float on this machine"
         return None
@@ -239,6 +245,7 @@ class Contest:
             self._latency(chosen, refused, timings),
             _precision(self.stages, plan if chosen.variant.precision == INT8 else None),
             self.candidates[BASELINE].variant.size_bytes,
+            tuple(self.notes),
         )
 
     def _latency(
