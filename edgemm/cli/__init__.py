@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from typing import Any
@@ -66,6 +67,7 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line; an EdgemmError becomes text on stderr and exit code 1, Ctrl-C exit code 130."""
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     try:
         code = cli.main(args=argv, prog_name="edgemm", standalone_mode=False)
     except click.ClickException as error:
