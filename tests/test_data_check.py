@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemm.data import check_samples, open_samples
+from edgemm.data import check_samples, open_samples, with_blanks
 from edgemm.errors import DataError
 from edgemm.tensors import IOSpec, StateSpec, TensorSpec
 
@@ -158,3 +158,17 @@ def test_plain_lists_are_samples_too():
     rows[3] = dict(rows[2], ids=np.array([None, 1], object))
     with pytest.raises(DataError, match="the data row 3: array 'ids' holds Python objects"):
         check_samples(rows, IO, label=None)
+
+
+def test_blanks_silence_one_modality_at_a_time():
+    rows = [{k: v[i] for k, v in arrays(40).items()} for i in range(40)]
+    blanked, counts = with_blanks(rows, IO, 0.1, seed=3)
+    assert counts == {"image": 4, "audio": 4}
+    silent = {n: {i for i in range(40) if not blanked[i][n].any()} for n in ("image", "audio")}
+    assert [len(s) for s in silent.values()] == [4, 4]
+    assert not silent["image"] & silent["audio"]
+    np.testing.assert_array_equal(blanked[7]["ids"], rows[7]["ids"])
+    assert check_samples(blanked, IO, label="label").samples == 40
+    assert with_blanks(rows, IO, 0.1, seed=3)[0].inputs == blanked.inputs
+    single = IOSpec(IO.inputs[:1], (), {"image": "image"})
+    assert with_blanks(rows, single, 0.1, seed=3)[1] == {}

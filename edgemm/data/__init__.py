@@ -5,6 +5,7 @@ inputs are labels. `open_samples` reads `.npz`, a folder of `.npz` shards, or th
 `check_samples` holds them against the model in one streaming pass; `split` makes disjoint parts.
 """
 
+from edgemm.data.blanks import Blanked, with_blanks
 from edgemm.data.check import ArrayInfo, DataReport, check_samples, describe
 from edgemm.data.reader import load_attribute
 from edgemm.data.samples import (
@@ -25,6 +26,7 @@ from edgemm.data.sources import open_samples
 
 __all__ = [
     "ArrayInfo",
+    "Blanked",
     "DataReport",
     "Sample",
     "Samples",
@@ -42,4 +44,5 @@ __all__ = [
     "open_samples",
     "split",
     "split_in_order",
+    "with_blanks",
 ]

@@ -100,6 +100,8 @@ def tensors_to_calibrate(stage: Stage) -> tuple[str, ...]:
         if name in chosen:
             names |= dict.fromkeys(str(v.name) for v in data_inputs(node))
             behind = output_to_scale(node)
+            if behind is None and activated_output(node) is not node.outputs[0]:
+                behind = activated_output(node)  # read outside this stage; needed when stages ship as one graph
             if behind is not None:
                 names[str(behind.name)] = None
     return tuple(names)

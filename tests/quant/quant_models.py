@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import io as streams
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def exported(model_class):
 
 def export(model, *inputs):
     names = ["x", "y", "z"][: len(inputs)]
-    with contextlib.redirect_stdout(streams.StringIO()):
+    with contextlib.redirect_stdout(streams.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export warns about nn.GRU's own attributes
         program = torch.onnx.export(
             model,
             inputs,

@@ -291,3 +291,28 @@ def test_a_dead_channel_with_a_large_bias_keeps_its_bias():
 
 def test_exported_models_are_what_the_tests_say():
     assert len(exported(Cnn)) > 100_000
+
+
+def test_ranges_of_a_stage_serve_the_graph_in_one_piece(tmp_path):
+    """A Gemm with Relu that ends a stage is read inside the graph once stages ship as one."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(256, 320), nn.ReLU())
+    head = nn.Sequential(nn.Linear(320, 8))
+    stage = stage_of(export(encoder.eval(), torch.randn(2, 256)))
+    whole = stage_of(export(nn.Sequential(encoder, head).eval(), torch.randn(2, 256)))
+    data = [{"x": np.random.default_rng(i).normal(size=256).astype(np.float32)} for i in range(8)]
+    table = collect(chain_of(stage), io_of(stage), data, "minmax")
+    plan = plan_quantization(chain_of(stage), table)
+    names = dict(
+        zip(
+            [n.outputs[0].name for n in stage.model.graph],
+            [n.outputs[0].name for n in whole.model.graph],
+            strict=False,
+        )
+    )
+    names |= {"x": "x"}
+    ranges = {f"whole:{names[k.partition(':')[2]]}": v for k, v in table.ranges.items()}
+    node = next(n.name for n in whole.model.graph if n.op_type == "Gemm")
+    plan = replace(plan, decisions=(replace(plan.decisions[0], node=node),))
+    found = kernels(apply_plan(whole, plan, replace(table, ranges=ranges)), tmp_path)
+    assert found["QGemm"] == 1

@@ -110,7 +110,7 @@ def test_memory_is_bounded_by_watching_in_groups(monkeypatch):
     data = samples_of(Cnn, 6)
     whole = collect(chain_of(stage), io_of(stage), data, "percentile")
     calls = []
-    monkeypatch.setattr(module, "BUDGET", 80_000)
+    monkeypatch.setattr(module, "BUDGET", 20_000)
     grouped = collect(chain_of(stage), io_of(stage), data, "percentile", lambda *a: calls.append(a))
     assert grouped.ranges.keys() == whole.ranges.keys()
     for key, found in grouped.ranges.items():

@@ -176,6 +176,7 @@ def test_choose_on_real_sessions_keeps_its_promise(real):
     assert result.max_output_error == measure.output_error(result.plan)
 
 
+@pytest.mark.slow  # torch takes its time to export a GRU
 def test_a_gru_behind_convolutions_is_not_damaged():
     class Recurrent(nn.Module):
         def __init__(self):
