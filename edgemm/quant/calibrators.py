@@ -21,7 +21,7 @@ from edgemm.quant.table import TensorRange
 
 CALIBRATORS = {
     "minmax": "edgemm.quant.calibrators:MinMax",
-    "average": "edgemm.quant.calibrators:Average",
+    "moving-average": "edgemm.quant.calibrators:Average",
     "percentile": "edgemm.quant.calibrators:Percentile",
     "entropy": "edgemm.quant.calibrators:Entropy",
     "mse": "edgemm.quant.calibrators:MeanSquaredError",
