@@ -96,7 +96,9 @@ def long_tailed():
     return array
 
 
-@pytest.mark.parametrize(("name", "most"), [("percentile", 6), ("entropy", 30), ("mse", 299), ("moving-average", 15)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("percentile", 6), ("entropy", 30), ("mse", 299), ("moving-average", 15)]
+)
 def test_one_outlier_does_not_set_the_range(name, most):
     found = result(name, [long_tailed()])
     assert found.seen_high == 300.0
