@@ -19,9 +19,6 @@ MAX_BYTES = 256 * 2**20
 
 MAX_FEEDS = 4096
 
-ASSUMED = 16
-"""Size of a symbolic dimension that nobody has named: neither data nor `--dim`."""
-
 
 def check_batch(io: IOSpec, batch: int) -> None:
     """Refuses a batch that the model cannot take.
@@ -92,39 +89,27 @@ def data_feeds(io: IOSpec, samples: Source, batch: int) -> list[dict[str, np.nda
     return feeds
 
 
-def random_feed(io: IOSpec, batch: int, sizes: Mapping[str, int]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Returns one feed of seeded random numbers, and the size of every symbolic dimension in it.
-
-    Integers are 0 or 1: small enough for any vocabulary, and right for a mask. Times that depend on the values
-    (early exits, denormal numbers) differ from those of real inputs.
+def chosen_sizes(io: IOSpec, batch: int, named: Mapping[str, int], ran: Mapping[str, int]) -> dict[str, int]:
+    """Returns the size of every symbolic dimension in random inputs.
 
     Args:
         io: The model's signature.
         batch: Size of the batch axis.
-        sizes: Symbolic dimension -> size, for those that the user named.
+        named: What the user named with `--dim`.
+        ran: Sizes at which the model was run when it was converted.
 
     Raises:
-        DataError: `sizes` names a dimension that no input has.
+        DataError: `named` has a dimension that no input has.
     """
-    symbols = dict.fromkeys(d for i in io.feed_inputs for d in i.shape if isinstance(d, str))
-    known = {**dict.fromkeys(symbols, ASSUMED), **({io.batch: batch} if isinstance(io.batch, str) else {})}
-    for name in sizes:
+    from edgemm.data.synthetic import ASSUMED, symbols_of
+
+    symbols = symbols_of(io)
+    for name in named:
         if name not in symbols:
             there = ", ".join(symbols) or "none"
             raise DataError(
                 f"--dim {name}: no input has a dimension of this name (there are: {there}).",
                 hint=did_you_mean(name, symbols, "`edgemm inspect` shows the dimensions of every input"),
             )
-    known.update(sizes)
-    random = np.random.default_rng(0)
-    feed = {}
-    for spec in io.feed_inputs:
-        shape = [known[d] if isinstance(d, str) else d for d in spec.shape]
-        if isinstance(io.batch, int) and spec.shape[:1] == (io.batch,):
-            shape[0] = batch
-        dtype = np.dtype(spec.dtype)
-        floating = dtype.kind in "fc"
-        feed[spec.name] = (random.standard_normal(shape) if floating else random.integers(0, 2, shape)).astype(
-            dtype
-        )
-    return feed, {name: known[name] for name in symbols}
+    sizes = {name: named.get(name, ran.get(name, ASSUMED)) for name in symbols}
+    return sizes | ({io.batch: batch} if isinstance(io.batch, str) else {})

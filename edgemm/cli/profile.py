@@ -147,8 +147,8 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _feeds(session: FusionSession, options: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Returns the feeds to cycle over, and what to say of them."""
-    from edgemm.cli._feeds import check_batch, data_feeds, random_feed
-    from edgemm.data import open_samples
+    from edgemm.cli._feeds import check_batch, chosen_sizes, data_feeds
+    from edgemm.data import checked_sizes, open_samples, random_feed
 
     io = session.io
     sizes = dict(_dimension(text) for text in options["dims"])
@@ -158,7 +158,8 @@ def _feeds(session: FusionSession, options: Mapping[str, Any]) -> tuple[list[Any
     if batch != io.batch:
         check_batch(io, batch)
     if options["data"] is None:
-        feed, known = random_feed(io, batch, sizes)
+        known = chosen_sizes(io, batch, sizes, checked_sizes(session.manifest.info.get("dynamic", {})))
+        feed = random_feed(io, known, batch=batch)
         assumed = [n for n in known if n not in sizes and n != io.batch]
         return [feed], {"inputs": "random", "samples": 0, "batch": batch, "dims": known, "assumed_dims": assumed}
     if sizes:

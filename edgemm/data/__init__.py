@@ -23,6 +23,7 @@ from edgemm.data.samples import (
     split_in_order,
 )
 from edgemm.data.sources import open_samples
+from edgemm.data.synthetic import checked_sizes, random_feed
 
 __all__ = [
     "ArrayInfo",
@@ -34,6 +35,7 @@ __all__ = [
     "Subset",
     "batches",
     "check_samples",
+    "checked_sizes",
     "describe",
     "digest_of",
     "has_batch_axis",
@@ -42,6 +44,7 @@ __all__ = [
     "make_feed",
     "names_of",
     "open_samples",
+    "random_feed",
     "split",
     "split_in_order",
     "with_blanks",

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgemm.backends.registry import get_backend
 from edgemm.bundle import EngineEntry, Manifest, Variant
+from edgemm.data import checked_sizes
 from edgemm.errors import BackendError
 from edgemm.graph import ExportedGraph
 from edgemm.partition import Stage, StageGraph
@@ -157,6 +158,7 @@ class Workbench:
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         self.io = manifest.io
+        self.sizes = checked_sizes(manifest.info["dynamic"])
         self._folder = folder
         self._manifest = manifest
         self._threads = threads

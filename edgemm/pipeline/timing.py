@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgemm.data import Samples, make_feed
+from edgemm.data import Samples, make_feed, random_feed
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.latency import Latencies
 from edgemm.tensors import Feed, IOSpec
@@ -45,29 +45,15 @@ class Timing:
         return self.engines[name].median * 1e3
 
 
-def latency_feeds(io: IOSpec, samples: Samples | None, seed: int) -> list[Feed]:
-    """Returns feeds of one sample each: real ones spread evenly over `samples`, else one of random numbers."""
+def latency_feeds(io: IOSpec, samples: Samples | None, sizes: Mapping[str, int]) -> list[Feed]:
+    """Returns feeds of one sample each: real ones spread evenly over `samples`, else one of random numbers.
+
+    `sizes` are what random numbers need: symbolic dimension -> a size at which the model was run.
+    """
     if samples is not None and len(samples):
         chosen = np.unique(np.linspace(0, len(samples) - 1, FEEDS).round().astype(int))
         return [make_feed(io, [samples[int(i)]]) for i in chosen]
-    return [random_feed(io, seed)]
-
-
-def random_feed(io: IOSpec, seed: int) -> dict[str, np.ndarray]:
-    """Returns one sample of seeded random numbers; symbolic sizes are 1 for the batch and 16 otherwise.
-
-    Integers are 0 or 1: small enough for any vocabulary, and right for a mask.
-    """
-    random = np.random.default_rng(seed)
-    feed: dict[str, np.ndarray] = {}
-    for spec in io.feed_inputs:
-        shape = tuple(d if isinstance(d, int) else 1 if d == io.batch else 16 for d in spec.shape)
-        dtype = np.dtype(spec.dtype)
-        if dtype.kind == "f":
-            feed[spec.name] = random.standard_normal(shape).astype(dtype)
-        else:
-            feed[spec.name] = random.integers(0, 2, shape).astype(dtype)
-    return feed
+    return [random_feed(io, sizes)]
 
 
 def time_sessions(

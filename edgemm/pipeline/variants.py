@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgemm.bundle import Variant
-from edgemm.data import Samples
+from edgemm.data import Samples, with_blanks
 from edgemm.errors import QuantizationError
 from edgemm.metrics import metric
 from edgemm.partition import StageGraph
@@ -115,21 +115,24 @@ class Contest:
             self.notes.append("no calibration samples (--calib): everything stays float")
             self.progress.step("note", self.notes[-1])
             return None, None
+        data = self.recipe.data
+        samples, blank = with_blanks(self.splits.calibration, self.bench.io, data.blank_share, data.seed)
         with self.clock("calibrate"):
             table = collect(
                 self.stages,
                 self.bench.io,
-                self.splits.calibration,
+                samples,
                 self.recipe.quantize.calibrator,
                 lambda done, total: self.progress.bar("calibrate", done, total),
             )
+        blanks = "".join(f", {count} with {name} blank" for name, count in blank.items())
         self.progress.step(
-            "calibrate", f"{table.samples} samples, {len(table.ranges)} tensors, {table.calibrator}"
+            "calibrate", f"{table.samples} samples{blanks}; {len(table.ranges)} tensors, {table.calibrator}"
         )
         with self.clock("search"):
             plan = self._search(table, self.splits.search)
-        counts = ", ".join(f"{count} {kind}" for kind, count in plan.counts().items())
-        self.progress.step("search", f"{counts or 'nothing to quantize'}")
+        int8 = plan.counts().get(INT8, 0)
+        self.progress.step("search", f"{int8} of {len(plan.decisions)} nodes that could be int8 are")
         return plan, table
 
     def _search(self, table: CalibrationTable, samples: Samples) -> QuantPlan:
@@ -158,7 +161,7 @@ class Contest:
 
     def _time(self) -> dict[str, Timing]:
         samples = self.splits.evaluation if self.splits.evaluation is not None else self.splits.any
-        feeds = latency_feeds(self.bench.io, samples, self.recipe.data.seed)
+        feeds = latency_feeds(self.bench.io, samples, self.bench.sizes)
         self.progress.status("measure", f"{len(self.sessions)} candidates, interleaved")
         return time_sessions(self.sessions, feeds, seconds=SECONDS)
 

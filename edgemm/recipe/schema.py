@@ -54,6 +54,13 @@ class DataSection(Section):
         default=0.3, description="Share of `calib` set aside for evaluation without `eval`."
     )
     max_samples: int = Field(default=2000, ge=1, description="At most this many calibration samples are run.")
+    blank_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.5,
+        description="Share of the calibration samples, per modality, that are run with that modality's float "
+        "inputs zero, so that int8 stays faithful when a sensor drops out.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the split.")
 
 
