@@ -130,15 +130,13 @@ def _check_payloads(path: Path, config: dict[str, Any], folder: str, read: Calla
 
 def _check_pickle(path: Path, name: str, data: bytes) -> None:
     """Loads one pickled payload with torch's restricted unpickler, which builds tensors and containers only."""
-    import pickle
-
     import torch
 
     if not data:
         return
     try:
         torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # the restricted unpickler's refusal, or a damaged payload
         raise _refusal(path, f"the pickle '{name}' in it holds more than tensors") from error
 
 

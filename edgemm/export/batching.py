@@ -11,7 +11,7 @@ from edgemm.compare import OutputParity
 from edgemm.data import Sample
 from edgemm.errors import DataError, ExportError
 from edgemm.export.archive import first_line
-from edgemm.export.feeds import Feeds, name_varying, synthetic_row, vary, whole_input
+from edgemm.export.feeds import UNKNOWN_SIZES, Feeds, name_varying, synthetic_row, vary, whole_input
 from edgemm.tensors import BATCH, Feed, StateSpec, TensorSpec
 
 Reopen = Callable[[Feed, tuple[int, int, int], Callable[[], bool]], bool]
@@ -20,6 +20,7 @@ Reopen = Callable[[Feed, tuple[int, int, int], Callable[[], bool]], bool]
 Run = Callable[[Feed], dict[str, np.ndarray]]
 
 _ROWS = 3
+_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Batching:
         reason: Why not, when it is not.
         has_axis: False when no input has a batch axis.
         size: The batch size to use when it is fixed.
+        reopened: True when the batch was written into the program and had to be opened first.
     """
 
     feeds: Feeds
@@ -47,6 +49,7 @@ class Batching:
     reason: str = ""
     has_axis: bool = True
     size: int = 1
+    reopened: bool = False
 
 
 def batch_axis(spec: TensorSpec, row: np.ndarray | None) -> int | None:
@@ -85,10 +88,12 @@ def find_batching(
         given = np.asarray(samples[0][spec.name]) if samples and spec.name in samples[0] else None
         axes[spec.name] = batch_axis(spec, given)
     open_states = [s for s in inputs if s.name in kept and BATCH not in s.shape and s.shape]
+    batches = {s.shape[a] for s in inputs if s.name not in kept and (a := axes[s.name]) is not None}
+    written = next((b for b in batches if isinstance(b, int)), None)
     tried: list[Batching] = []
     for axis in range(max([1, *(len(s.shape) for s in open_states)])):
-        axes |= {s.name: min(axis, len(s.shape) - 1) for s in open_states}
-        feeds = make_rows(inputs, axes, examples, samples, kept)
+        axes |= {s.name: _state_axis(s, axis, written) for s in open_states}
+        feeds = _rows_that_run(run, inputs, axes, examples, samples, kept)
         if not any(a is not None for name, a in axes.items() if name not in kept):
             check_repeatable(run, feeds.call())
             return Batching(feeds, False, "no input has a batch axis", has_axis=False)
@@ -96,12 +101,40 @@ def find_batching(
         if not tried:
             check_repeatable(run, feeds.call(size))
         reason = compare_batches(run, feeds, states, tolerance)
-        if reason and reopen is not None and _reopened(run, feeds, states, tolerance, reopen, inputs):
-            reason = ""
         if not reason:
             return Batching(feeds, True)
+        if reopen is not None and _reopened(run, feeds, states, tolerance, reopen, inputs):
+            return Batching(feeds, True, reopened=True)
         tried.append(Batching(feeds, False, reason, size=size))
     return tried[0]
+
+
+def _rows_that_run(
+    run: Run,
+    inputs: Sequence[TensorSpec],
+    axes: Mapping[str, int | None],
+    examples: Feed,
+    samples: Sequence[Sample],
+    kept: set[str],
+) -> Feeds:
+    """Returns rows; random ones at the first open size that the model accepts."""
+    first = make_rows(inputs, axes, examples, samples, kept)
+    if samples or examples or not any(isinstance(d, str) and d != BATCH for s in inputs for d in s.shape):
+        return first
+    for size in UNKNOWN_SIZES:
+        feeds = make_rows(inputs, axes, examples, samples, kept, size)
+        try:
+            run(feeds.call())
+        except Exception:  # whatever a model raises for a size that it does not take
+            continue
+        return feeds
+    return first
+
+
+def _state_axis(spec: TensorSpec, axis: int, batch: int | None) -> int | None:
+    """Returns `axis` when it may be a state's batch: open, or of the size that the other inputs' batch has."""
+    axis = min(axis, len(spec.shape) - 1)
+    return axis if isinstance(spec.shape[axis], str) or spec.shape[axis] == (batch or 1) else None
 
 
 def usable_batch(run: Run, feeds: Feeds, inputs: Sequence[TensorSpec]) -> int:
@@ -152,11 +185,12 @@ def check_repeatable(run: Run, feed: Feed) -> None:
     Raises:
         ExportError: The model fails, or is random.
     """
-    first, second = run_or_explain(run, feed), run(feed)
+    first = run_or_explain(run, feed)
+    others = [run(feed) for _ in range(_REPEATS)]
     for name, value in first.items():
-        if not _equal(value, second[name], Tolerance()):
+        if not all(_equal(value, other[name], Tolerance()) for other in others):
             raise ExportError(
-                f"the model is random: output '{name}' differs between two runs of the same sample.",
+                f"the model is random: output '{name}' differs between runs of the same sample.",
                 hint="call model.eval() before saving it (dropout stays on otherwise), and draw no random numbers",
             )
 
@@ -225,6 +259,7 @@ def make_rows(
     examples: Feed,
     samples: Sequence[Sample],
     states: set[str],
+    unknown: int = UNKNOWN_SIZES[0],
 ) -> Feeds:
     """Returns rows from the data, else from the file's example (varied), else random ones.
 
@@ -246,7 +281,7 @@ def make_rows(
             elif spec.name in examples:
                 row[spec.name] = vary(_one_of(examples[spec.name], axis, index), index)
             else:
-                row[spec.name] = synthetic_row(spec, axis, index)
+                row[spec.name] = synthetic_row(spec, axis, index, unknown)
     resolved = tuple(replace(s, shape=_with_batch(s, axes[s.name])) for s in inputs)
     return Feeds(name_varying(resolved, rows), dict(axes), tuple(rows))
 

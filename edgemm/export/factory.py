@@ -102,7 +102,8 @@ def _attribute(module: ModuleType, name: str, factory: str) -> Callable[[], Any]
     for part in name.split("."):
         found = getattr(found, part, None)
     if callable(found):
-        return found
+        build: Callable[[], Any] = found
+        return build
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise ModelError(
         f"--factory {factory}: there is no function '{name}'.",

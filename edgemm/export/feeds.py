@@ -12,7 +12,8 @@ from edgemm.errors import DataError
 from edgemm.tensors import BATCH, Dim, TensorSpec
 
 MOST_SAMPLES = 64
-_UNKNOWN_SIZE = 8
+UNKNOWN_SIZES = (8, 64, 512, 16000)
+"""Sizes to try, without data, where a file leaves one open: the first that the model accepts is used."""
 _SPREAD = 0.1
 
 
@@ -30,7 +31,9 @@ class Feeds:
     axes: Mapping[str, int | None]
     rows: tuple[Mapping[str, np.ndarray], ...]
 
-    def call(self, batch: int = 1, start: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    def call(
+        self, batch: int = 1, start: int = 0, sizes: Mapping[str, int] | None = None
+    ) -> dict[str, np.ndarray]:
         """Returns one call's arrays: rows `start`, `start + 1`, ... (cyclic), `batch` of them.
 
         Rows are brought to common sizes by repeating or cutting them along their symbolic axes, which keeps every
@@ -46,7 +49,9 @@ class Feeds:
         feed = {}
         for spec in self.inputs:
             axis = self.axes[spec.name]
-            parts = [_resize(row[spec.name], spec.shape, goal) for row in (chosen if axis is not None else chosen[:1])]
+            parts = [
+                _resize(row[spec.name], spec.shape, goal) for row in (chosen if axis is not None else chosen[:1])
+            ]
             joined = np.concatenate(parts, axis=axis) if axis is not None else parts[0]
             feed[spec.name] = np.ascontiguousarray(joined)
         return feed
@@ -112,25 +117,26 @@ def whole_input(spec: TensorSpec, row: np.ndarray, axis: int | None) -> np.ndarr
     )
 
 
-def synthetic_row(spec: TensorSpec, axis: int | None, seed: int) -> np.ndarray:
+def synthetic_row(spec: TensorSpec, axis: int | None, seed: int, unknown: int = UNKNOWN_SIZES[0]) -> np.ndarray:
     """Returns a seeded random input of batch 1, with values that are safe by the input's name and dtype.
 
-    Floats are standard normal, masks are ones, lengths are the longest size, ids are 0 or 1, other integers too.
+    Floats are standard normal, masks are ones, lengths are the longest size, ids
+    and other integers are 0 or 1. Open sizes are `unknown`.
     """
-    shape = tuple(1 if a == axis else _UNKNOWN_SIZE if isinstance(d, str) else d for a, d in enumerate(spec.shape))
+    shape = tuple(1 if a == axis else unknown if isinstance(d, str) else d for a, d in enumerate(spec.shape))
     generator = np.random.default_rng([seed, *spec.name.encode()])
     name = spec.name.lower()
     if spec.dtype == "bool" or "mask" in name:
         return np.ones(shape, spec.dtype)
     if "len" in name and np.issubdtype(np.dtype(spec.dtype), np.integer):
-        return np.full(shape, _UNKNOWN_SIZE, spec.dtype)
+        return np.full(shape, unknown, spec.dtype)
     if np.issubdtype(np.dtype(spec.dtype), np.integer):
         return generator.integers(0, 2, shape).astype(spec.dtype)
     return generator.standard_normal(shape).astype(spec.dtype)
 
 
 def vary(array: np.ndarray, seed: int) -> np.ndarray:
-    """Returns an array like `array` but not equal to it: floats with noise, integers rolled along the last axis."""
+    """Returns an array like `array` but not equal: floats with noise, integers rolled along the last axis."""
     if seed == 0 or array.size == 0:
         return array
     if np.issubdtype(array.dtype, np.floating):

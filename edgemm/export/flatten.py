@@ -33,7 +33,9 @@ class FlatModule(nn.Module):
         names: Names of the results, known after the first call.
     """
 
-    def __init__(self, model: nn.Module, bind: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+    def __init__(
+        self, model: nn.Module, bind: Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    ) -> None:
         super().__init__()
         self.model = model
         self.bind = bind
@@ -56,7 +58,9 @@ class FlatProgram(nn.Module):
     line; the guards of the first export are dropped, so what it computes must be proven afterwards.
     """
 
-    def __init__(self, model: torch.fx.GraphModule, out_spec: pytree.TreeSpec, constants: Mapping[int, Any]) -> None:
+    def __init__(
+        self, model: torch.fx.GraphModule, out_spec: pytree.TreeSpec, constants: Mapping[int, Any]
+    ) -> None:
         super().__init__()
         self.model = model
         self._out_spec = out_spec
@@ -78,14 +82,14 @@ class FlatProgram(nn.Module):
         return tuple(named.values())
 
     def place(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
-        """Returns the program's flat arguments: the tensors with the constants of the first export between them."""
+        """Returns the program's flat arguments: the tensors, with its constant arguments between them."""
         given = iter(tensors)
         count = len(tensors) + len(self._constants)
         return [self._constants[i] if i in self._constants else next(given) for i in range(count)]
 
     def tensor_placeholder(self, index: int) -> torch.fx.Node:
         """Returns the graph's placeholder of tensor input `index`."""
-        nodes = [n for n in self.model.graph.nodes if n.op == "placeholder"]
+        nodes: list[torch.fx.Node] = [n for n in self.model.graph.nodes if n.op == "placeholder"]
         return [n for i, n in enumerate(nodes) if i not in self._constants][index]
 
 
@@ -133,7 +137,7 @@ def _collect(value: Any, name: str, into: dict[str, torch.Tensor]) -> None:
     items = list(_items(value))
     if not items and not isinstance(value, (tuple, list, Mapping)):
         raise ExportError(
-            f"the model's result '{name or OUTPUT}' is a {type(value).__name__} ({str(value)[:40]}), not a tensor.",
+            f"the model's result '{name or OUTPUT}' is a {type(value).__name__} ({str(value)[:40]}), no tensor.",
             hint="return tensors only; wrap a number with torch.tensor(), leave settings out",
         )
     past = name == "past_key_values" or name.endswith("_past_key_values")

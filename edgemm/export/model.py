@@ -80,7 +80,8 @@ def load_model(source: ModelSource) -> LoadedModel:
     kind = kinds.sniff(source.path)
     if kind == kinds.RECIPE:
         raise ModelError(
-            f"{source.path} is a recipe, not a model.", hint="pass it to `edgemm convert` as MODEL, not inside a recipe"
+            f"{source.path} is a recipe, not a model.",
+            hint="pass it to `edgemm convert` as MODEL, not inside a recipe",
         )
     if source.factory and kind in (kinds.EXPORTED_PROGRAM, kinds.TORCHSCRIPT, kinds.ONNX):
         raise ModelError(
@@ -136,7 +137,8 @@ def _load_exported_program(source: ModelSource) -> torch.export.ExportedProgram:
             from edgemm.export.quiet import quiet
 
             with quiet():
-                return torch.export.load(file)
+                program: torch.export.ExportedProgram = torch.export.load(file)
+                return program
     except Exception as error:
         cause = error.__context__ if "deserializing the saved file" in str(error) and error.__context__ else error
         raise ModelError(
@@ -187,7 +189,9 @@ def _load_torchscript(source: ModelSource) -> nn.Module:
         from edgemm.export.quiet import quiet
 
         with quiet():
-            module: nn.Module = torch.jit.load(str(source.path), map_location="cpu")
+            module: nn.Module = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(source.path), map_location="cpu"
+            )
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{source.path} is a TorchScript archive that does not load: {first_line(error)}.",
@@ -208,8 +212,8 @@ def _load_safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _load_pickle(source: ModelSource) -> Any:
-    """Loads with torch's restricted unpickler; only with `allow_pickle`, and only if that refuses, with pickle."""
-    import pickle
+    """Loads with torch's restricted unpickler; with pickle only if that refuses and `allow_pickle` is set."""
+    import pickle  # noqa: TID251
 
     import torch
 

@@ -1,5 +1,4 @@
-"""From an exported program to a clean ONNX graph: the user's names, open sizes by name, nothing that changes
-between two runs."""
+"""From an exported program to a clean ONNX graph: the user's names, named sizes, equal bytes on every run."""
 
 from __future__ import annotations
 
@@ -12,7 +11,8 @@ import torch
 from edgemm.errors import ExportError
 from edgemm.export.quiet import quiet
 from edgemm.export.recurrent import onnx_translations
-from edgemm.export.trace import Traced, layer_of_node, shorten
+from edgemm.export.trace import Traced, shorten
+from edgemm.export.watch import layer_of_node
 from edgemm.tensors import Dim, TensorSpec
 
 LAYER_KEY = "pkg.torch.onnx.name_scopes"
@@ -45,7 +45,7 @@ def to_onnx(traced: Traced, inputs: Sequence[str], outputs: Sequence[str], opset
     model = converted.model
     _fold_constants(model)
     _rename(model, inputs, outputs)
-    _name_sizes(model, traced.symbols)
+    name_sizes(model, traced.symbols)
     clean(model)
     return model
 
@@ -94,7 +94,27 @@ def specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
-def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
+def name_sizes(model: ir.Model, symbols: Mapping[str, str]) -> None:
+    """Replaces symbols (`s77`, also inside `2*s77`) by other names in every shape of the model. In place."""
+    if not symbols:
+        return
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(s)}(?!\w)" for s in sorted(symbols, key=len, reverse=True)))
+
+    def rename(value: ir.Value | None) -> None:
+        if value is None or value.shape is None:
+            return
+        dims = [
+            d if isinstance(d, int) else pattern.sub(lambda m: symbols[m.group()], d.value) if d.value else d
+            for d in value.shape
+        ]
+        value.shape = ir.Shape(dims)
+
+    for graph in _graphs(model):
+        for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
+            rename(value)
+
+
+def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
     seen: set[int] = set()
     roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for root in roots:
@@ -108,7 +128,7 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
 
 
 def _layer_path(scopes: str) -> str:
-    """Drops the wrapper that edgemm traces through: `['', 'model', 'model.fc', 'linear']` → `['', 'fc', 'linear']`."""
+    """Drops edgemm's own wrapper: `['', 'model', 'model.fc', 'linear']` → `['', 'fc', 'linear']`."""
     if not re.match(r"\['', 'model'[,\]]", scopes):
         return scopes
     return re.sub(r"'model\.", "'", scopes.replace("['', 'model'", "[''", 1))
@@ -165,26 +185,6 @@ def _separate_outputs(graph: ir.Graph) -> None:
         seen.add(id(graph.outputs[index]))
 
 
-def _name_sizes(model: ir.Model, symbols: Mapping[str, str]) -> None:
-    """Replaces torch's symbols (`s77`, also inside `2*s77`) by the user's in every shape of the model."""
-    if not symbols:
-        return
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(s)}(?!\w)" for s in sorted(symbols, key=len, reverse=True)))
-
-    def rename(value: ir.Value | None) -> None:
-        if value is None or value.shape is None:
-            return
-        dims = [
-            d if isinstance(d, int) else pattern.sub(lambda m: symbols[m.group()], d.value) if d.value else d
-            for d in value.shape
-        ]
-        value.shape = ir.Shape(dims)
-
-    for graph in _graphs(model):
-        for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
-            rename(value)
-
-
 def _failure(error: BaseException, program: torch.export.ExportedProgram) -> ExportError:
     causes: list[BaseException] = []
     current: BaseException | None = error
@@ -195,15 +195,13 @@ def _failure(error: BaseException, program: torch.export.ExportedProgram) -> Exp
     nodes = {n.name: n for n in program.graph.nodes}
     found = re.search(r"node %?(\w+)", text) or re.search(r"%(\w+) :", text)
     node = nodes.get(found.group(1)) if found else None
-    operator = re.search(r"No (?:decompositions|ONNX function) (?:registered|found) for[^<\w]*<?([\w.]+)", text)
-    if operator is None and node is not None:
-        operator_name = str(node.target)
-    else:
-        operator_name = operator.group(1) if operator else "an operator"
-    if node is None and operator is not None:
-        node = next((n for n in program.graph.nodes if operator.group(1) in repr(n.target)), None)
+    named = re.search(r"op='([\w.]+)'", text)
+    if node is None and named is not None:
+        last = named.group(1).rsplit(".", 1)[-1]
+        node = next((n for n in program.graph.nodes if last in str(n.target)), None)
+    operator = named.group(1) if named else str(node.target) if node is not None else "an operator"
     layer = layer_of_node(node) or "forward()"
     return ExportError(
-        f"ONNX has no translation for {operator_name} in the layer {layer}: {shorten(causes[-1])}.",
+        f"ONNX has no translation for {operator} in the layer {layer}: {shorten(causes[-1])}.",
         hint="replace the operator with others, or pass an .onnx that was exported another way",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from edgemm.data import Sample
 from edgemm.errors import ExportError, RecipeError, did_you_mean
 from edgemm.export.batching import batch_axis, run_or_explain
-from edgemm.export.feeds import cast_row, synthetic_row, whole_input
+from edgemm.export.feeds import UNKNOWN_SIZES, cast_row, synthetic_row, whole_input
 from edgemm.export.flatten import FlatModule, FlatProgram, name_leaves
 from edgemm.export.model import LoadedModel
 from edgemm.export.signature import check_dtype, find_states
@@ -71,17 +71,29 @@ def build_program(loaded: LoadedModel, declared: Sequence[TensorSpec], row: Samp
     return program
 
 
-def states_of(program: TorchProgram, rows: Sequence[Sample], declared: Sequence[StateSpec]) -> tuple[StateSpec, ...]:
+def states_of(
+    program: TorchProgram, rows: Sequence[Sample], declared: Sequence[StateSpec]
+) -> tuple[StateSpec, ...]:
     """Returns the inputs that come back as outputs, after one run of the model to see its outputs.
 
     Raises:
         RecipeError: A declared state does not exist or does not fit.
         ExportError: The model fails on one sample.
     """
-    feed = _first_feed(program, rows)
-    outputs = run_or_explain(program.run, feed)
+    for unknown in UNKNOWN_SIZES:
+        feed = _first_feed(program, rows, unknown)
+        try:
+            outputs = run_or_explain(program.run, feed)
+            break
+        except ExportError:
+            if unknown == UNKNOWN_SIZES[-1] or not _has_open_size(program, rows):
+                raise
     seen = [
-        TensorSpec(s.name, s.dtype, tuple(d if isinstance(d, str) else n for d, n in zip(s.shape, feed[s.name].shape, strict=True)))
+        TensorSpec(
+            s.name,
+            s.dtype,
+            tuple(d if isinstance(d, str) else n for d, n in zip(s.shape, feed[s.name].shape, strict=True)),
+        )
         for s in program.inputs
     ]
     returned = [TensorSpec(name, value.dtype.name, value.shape) for name, value in outputs.items()]
@@ -90,7 +102,11 @@ def states_of(program: TorchProgram, rows: Sequence[Sample], declared: Sequence[
     return find_states(candidates if rows else seen, returned, declared)
 
 
-def _first_feed(program: TorchProgram, rows: Sequence[Sample]) -> Feed:
+def _has_open_size(program: TorchProgram, rows: Sequence[Sample]) -> bool:
+    return not rows and any(isinstance(d, str) and d != BATCH for spec in program.inputs for d in spec.shape)
+
+
+def _first_feed(program: TorchProgram, rows: Sequence[Sample], unknown: int) -> Feed:
     if all(spec.name in program.examples for spec in program.inputs):
         return program.examples
     feed = {}
@@ -100,7 +116,7 @@ def _first_feed(program: TorchProgram, rows: Sequence[Sample]) -> Feed:
         if row is not None:
             feed[spec.name] = whole_input(spec, row, axis)
         else:
-            feed[spec.name] = program.examples.get(spec.name, synthetic_row(spec, axis, 0))
+            feed[spec.name] = program.examples.get(spec.name, synthetic_row(spec, axis, 0, unknown))
     return feed
 
 
@@ -145,7 +161,9 @@ def _argument_names(program: torch.export.ExportedProgram) -> list[str]:
     found, index = [], 0
     users = program.graph_signature.user_inputs
     for child in spec.child(0).children() if spec is not None else ():
-        found.append(str(users[index]) if child.num_leaves == 1 and isinstance(users[index], str) else f"arg{index}")
+        found.append(
+            str(users[index]) if child.num_leaves == 1 and isinstance(users[index], str) else f"arg{index}"
+        )
         index += child.num_leaves
     return found
 
@@ -177,7 +195,8 @@ def _merge(spec: TensorSpec, declared: TensorSpec | None) -> TensorSpec:
         return spec
     if declared.dtype != spec.dtype or len(declared.shape) != len(spec.shape):
         raise RecipeError(
-            f"--input {declared}: the model's own signature says {spec}.", hint="leave --input out, or match the file"
+            f"--input {declared}: the model's own signature says {spec}.",
+            hint="leave --input out, or match the file",
         )
     shape = tuple(d if isinstance(d, str) else s for d, s in zip(declared.shape, spec.shape, strict=True))
     return TensorSpec(spec.name, spec.dtype, shape)
@@ -202,7 +221,7 @@ class _Parameter:
 def _parameters(module: nn.Module, script: bool) -> tuple[list[_Parameter], bool, bool]:
     """Returns forward()'s parameters, and whether it takes `*args` and `**kwargs`."""
     if script:
-        schema = module.forward.schema  # type: ignore[union-attr]
+        schema: Any = cast(Any, module.forward).schema
         return [_Parameter(a.name, not a.has_default_value(), False) for a in schema.arguments[1:]], False, False
     found, positional, keywords = [], False, False
     for parameter in inspect.signature(module.forward).parameters.values():
@@ -249,7 +268,9 @@ def _from_module(
     return TorchProgram(FlatModule(module, _binder(order)), tuple(used), {}, script_module)
 
 
-def _binder(order: Sequence[tuple[str, bool]]) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
+def _binder(
+    order: Sequence[tuple[str, bool]],
+) -> Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
     def bind(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         pairs = list(zip(order, tensors, strict=True))
         return (

@@ -15,7 +15,12 @@ _LOGGERS = ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "tor
 def quiet() -> Iterator[None]:
     """Silences warnings, progress prints and non-error logs of torch.export and torch.onnx in the block."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    # torch.export prints the graph so far to stderr when it fails; the error that follows says more in less.
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)

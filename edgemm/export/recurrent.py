@@ -60,10 +60,16 @@ def _check_hidden(args: tuple[Any, ...]) -> None:
     """Compares the batch of the hidden state with the data's; torch's own kernels crash instead."""
     data, hidden, batch_first = args[0], args[1], args[8] if len(args) > 8 else False
     for state in hidden if isinstance(hidden, (list, tuple)) else [hidden]:
-        if data.dim() == 3 and isinstance(state.shape[1], int) and isinstance(data.shape[0 if batch_first else 1], int):
+        if (
+            data.dim() == 3
+            and isinstance(state.shape[1], int)
+            and isinstance(data.shape[0 if batch_first else 1], int)
+        ):
             count = data.shape[0 if batch_first else 1]
             if state.shape[1] != count:
-                raise RuntimeError(f"the recurrent layer's initial state is for a batch of {state.shape[1]}, got {count}")
+                raise RuntimeError(
+                    f"the recurrent layer's initial state is for a batch of {state.shape[1]}, got {count}"
+                )
 
 
 class _OpaqueRecurrent(TorchFunctionMode):
@@ -81,7 +87,7 @@ class _OpaqueRecurrent(TorchFunctionMode):
 def _modes() -> list[Any]:
     from torch.overrides import _get_current_function_mode_stack
 
-    return list(_get_current_function_mode_stack())
+    return list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
 
 
 def _opaque(name: str, args: tuple[Any, ...]) -> Any:

@@ -26,7 +26,7 @@ _aten = torch.ops.aten
 _VIEWS = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.view_copy.default}
 _BROADCASTS = {_aten.expand.default, _aten.repeat.default, _aten.broadcast_to.default}
 # Operator -> position of its size argument.
-_FACTORIES = {
+_FACTORIES: dict[Any, int] = {
     _aten.zeros.default: 0, _aten.ones.default: 0, _aten.full.default: 0, _aten.empty.memory_format: 0,
     _aten.new_zeros.default: 1, _aten.new_ones.default: 1, _aten.new_full.default: 1, _aten.new_empty.default: 1,
 }  # fmt: skip
@@ -144,7 +144,7 @@ def _view_options(
     before: tuple[int, ...] | None, now: Sequence[int], sizes: list[int], size: int, ratio: float
 ) -> list[int | None]:
     """Returns the entries of a view that may hold the batch: those that cover the grown axis in memory order."""
-    if before is None or -1 in sizes and sizes.count(-1) == 1 and len(sizes) == 1:
+    if before is None or (-1 in sizes and sizes.count(-1) == 1 and len(sizes) == 1):
         return []
     axis = _grown_axis(before, now)
     if axis is None:
@@ -194,8 +194,8 @@ def _rewrite(
     graph = module.graph
     old = {node: node.args for node in found}
     added: list[Node] = []
-    first = next(n for n in graph.nodes if n.op != "placeholder")
-    with graph.inserting_before(first):
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+    with graph.inserting_after(last):
         count = graph.call_function(_aten.sym_size.int, (placeholder, batch[1]))
     added.append(count)
     for node, index in found.items():

@@ -110,7 +110,9 @@ def check_dtype(name: str, dtype: str) -> str:
     try:
         return np.dtype(dtype).name
     except TypeError as error:
-        raise RecipeError(f"input '{name}': '{dtype}' is no dtype.", hint="use float32, int64, bool, ...") from error
+        raise RecipeError(
+            f"input '{name}': '{dtype}' is no dtype.", hint="use float32, int64, bool, ..."
+        ) from error
 
 
 def group_modalities(
@@ -142,22 +144,22 @@ def group_modalities(
             )
         if not modality.strip():
             raise RecipeError(f"--modality {name}=: the modality is empty.", hint="write INPUT=NAME")
-    modality = dict(declared)
+    found = dict(declared)
     reason = dict.fromkeys(declared, "declared")
-    companions = [spec for spec in fed if spec.name not in modality and is_companion(spec)]
+    companions = [spec for spec in fed if spec.name not in found and is_companion(spec)]
     leaders = [spec for spec in fed if spec not in companions]
     for spec in leaders:
-        if spec.name not in modality:
-            modality[spec.name], reason[spec.name] = _own_modality(spec.name)
+        if spec.name not in found:
+            found[spec.name], reason[spec.name] = _own_modality(spec.name)
     for spec in companions:
         partner, why = _partner(spec, leaders)
         if partner is None:
-            modality[spec.name], reason[spec.name] = _own_modality(spec.name)
+            found[spec.name], reason[spec.name] = _own_modality(spec.name)
         else:
-            modality[spec.name], reason[spec.name] = modality[partner], why
+            found[spec.name], reason[spec.name] = found[partner], why
     order = {name: index for index, name in enumerate(names)}
     return (
-        dict(sorted(modality.items(), key=lambda item: order[item[0]])),
+        dict(sorted(found.items(), key=lambda item: order[item[0]])),
         dict(sorted(reason.items(), key=lambda item: order[item[0]])),
     )
 
@@ -302,13 +304,17 @@ def _returned_names(name: str) -> tuple[str, ...]:
     """Returns the output names under which an input called `name` usually comes back."""
     base = re.sub(r"^(in|input|prev|previous|old|last)_|_(in|input|prev|old|0)$|(?<=[a-z])0$", "", name) or name
     found = [f"{b}{end}" for b in dict.fromkeys((name, base)) for end in
-             ("_out", "_output", "_next", "_new", "n", "_n", "_t", "_1", "1", ".out", "_last", "_final", "_updated")]  # fmt: skip
+             ("_out", "_output", "_next", "_new", "n", "_n",
+              "N", "_N", "_t", "_1", "1", ".out", "_last", "_final", "_updated")]  # fmt: skip
     found += [f"{start}{b}" for b in dict.fromkeys((name, base)) for start in
               ("new_", "next_", "out_", "output_", "updated_", "final_", "last_", "present_")]  # fmt: skip
     if base != name:
         found.append(base)
     if "past_key_values" in name:
-        found += [name.replace("past_key_values", "present"), name.replace("past_key_values", "present_key_values")]
+        found += [
+            name.replace("past_key_values", "present"),
+            name.replace("past_key_values", "present_key_values"),
+        ]
     if "past" in name:
         found.append(name.replace("past", "present"))
     return tuple(found)

@@ -175,14 +175,14 @@ def _sniff_safetensors(path: Path, size: int) -> str:
         header = file.read(length)
     again = "copy, download or save the file again"
     if len(header) < length:
-        raise ModelError(
-            f"{path} is a safetensors file cut off at {size:,} bytes, inside its header.", hint=again
-        )
+        raise ModelError(f"{path} is a safetensors file cut off at {size:,} bytes, inside its header.", hint=again)
     try:
         table = json.loads(header)
         end = max((v["data_offsets"][1] for k, v in table.items() if k != "__metadata__"), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelError(f"{path} starts like a safetensors file, but its header is damaged.", hint=again) from error
+        raise ModelError(
+            f"{path} starts like a safetensors file, but its header is damaged.", hint=again
+        ) from error
     if 8 + length + end != size:
         what = f"cut off at {size:,}" if size < 8 + length + end else f"{size:,} bytes long instead"
         raise ModelError(f"{path} is a safetensors file {what} of {8 + length + end:,} bytes.", hint=again)

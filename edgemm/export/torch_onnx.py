@@ -61,9 +61,9 @@ def export_model(
 def _export_torch(
     loaded: LoadedModel, request: ExportRequest, samples: Mapping[int, Sample], progress: Progress
 ) -> ExportResult:
+    from edgemm.export.describe import describe, provenance
     from edgemm.export.ladder import climb
     from edgemm.export.program import build_program, states_of
-    from edgemm.export.describe import describe, provenance
     from edgemm.export.verify import check_parity
 
     tolerance = Tolerance(request.absolute_tolerance, request.relative_tolerance)
@@ -77,10 +77,12 @@ def _export_torch(
     outcome = climb(program, batching, request, progress)
     io = describe(outcome.inputs, outcome.outputs, request, states, outcome.batch)
     progress(f"comparing with torch on {len(rows) or len(outcome.feeds.rows)} samples")
-    parity = check_parity(
-        outcome.runner, program.run, io, samples or None, outcome.feeds, tolerance
-    )
+    parity = check_parity(outcome.runner, program.run, io, samples or None, outcome.feeds, tolerance)
     notes = loaded.notes
+    if batching.reopened:
+        notes += (
+            "the file was saved for one batch size; the batch was opened, and single runs and batches agree",
+        )
     if not rows:
         notes += ("parity was checked on synthetic inputs: pass --calib to check on real ones",)
     graph = ExportedGraph(outcome.model, io, provenance(loaded, outcome.model))

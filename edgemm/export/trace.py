@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,13 +14,18 @@ from torch.export import Dim, ExportedProgram
 
 from edgemm.errors import ExportError
 from edgemm.export.feeds import Feeds
+from edgemm.export.flatten import FlatModule
 from edgemm.export.program import TorchProgram, from_exported_program
 from edgemm.export.quiet import quiet
 from edgemm.export.recurrent import opaque_recurrent_layers
+from edgemm.export.watch import SizeWatch, plain_path, watch_sizes
 from edgemm.tensors import BATCH, TensorSpec
 
 TRACE_BATCH = 3
-_NOISE = re.compile(r"(For more information.*|The error above.*|Suggested fixes:.*|If you're using.*)", re.DOTALL)
+_NOISE = re.compile(
+    r"(Caused by: \(_export.*|For more information.*|The error above.*|Suggested fixes:.*|If you're using.*)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +69,12 @@ def trace(program: TorchProgram, feeds: Feeds, batch: int) -> Traced:
     for attempt in attempts:
         shapes = (_dynamic_shapes(feeds.inputs, wanted, attempt),)
         try:
-            with quiet(), torch.no_grad(), opaque_recurrent_layers(time):
+            with quiet(), torch.no_grad(), watch_sizes(source) as watch, opaque_recurrent_layers(time):
                 exported = torch.export.export(source, tensors, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             message = message or shorten(error)
             continue
-        return _read_result(exported, feeds.inputs, wanted, message)
+        return _read_result(exported, feeds.inputs, wanted, watch)
     try:
         with quiet(), torch.no_grad():
             exported = torch.export.export(source, tensors, strict=False)
@@ -96,20 +101,10 @@ def layer_of(error: BaseException, root: nn.Module) -> str | None:
         while trace is not None:
             module = trace.tb_frame.f_locals.get("self")
             if isinstance(module, nn.Module) and id(module) in names and names[id(module)]:
-                found = f"{names[id(module)].removeprefix('model.') } ({type(module).__name__})"
+                found = f"{plain_path(names[id(module)])} ({type(module).__name__})"
             trace = trace.tb_next
         current = current.__cause__ or current.__context__
     return found
-
-
-def layer_of_node(node: torch.fx.Node | None) -> str | None:
-    """Returns a traced node's module path, as `path (Class)`."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values()) if node is not None else []
-    if not stack:
-        return None
-    path, kind = stack[-1][0], str(stack[-1][1])
-    path = path.removeprefix("model").lstrip(".")
-    return f"{path or 'forward'} ({kind.rsplit('.', 1)[-1]})"
 
 
 def _failure(error: BaseException, root: nn.Module) -> ExportError:
@@ -149,19 +144,20 @@ def _read_result(
     exported: ExportedProgram,
     inputs: Sequence[TensorSpec],
     wanted: Mapping[tuple[str, int], str],
-    message: str,
+    watch: SizeWatch,
 ) -> Traced:
     users = [s.arg.name for s in exported.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
     values = {n.name: n.meta["val"] for n in exported.graph.nodes if n.op == "placeholder" and "val" in n.meta}
     symbols: dict[str, str] = {}
     fixed: dict[tuple[str, int], str] = {}
-    for spec, user in zip(inputs, users, strict=True):
+    for position, (spec, user) in enumerate(zip(inputs, users, strict=True)):
         for axis, size in enumerate(values[user].shape):
             wish = wanted.get((spec.name, axis))
             if wish is None:
                 continue
-            if isinstance(size, int):
-                fixed[spec.name, axis] = message or f"torch.export fixed it to {size}"
+            number = size if isinstance(size, int) else size.node.maybe_as_int()
+            if number is not None:
+                fixed[spec.name, axis] = watch.reason(position, axis) or f"torch.export fixed it to {number}"
             elif wish == BATCH or str(size) not in symbols:
                 symbols[str(size)] = wish
     return Traced(exported, symbols, fixed)
@@ -173,10 +169,11 @@ def _script_to_module(program: TorchProgram, feeds: Feeds, feed: Mapping[str, np
 
     assert program.script is not None
     tensors = tuple(torch.from_numpy(np.array(feed[spec.name])) for spec in feeds.inputs)
-    args, kwargs = program.module.bind(tensors) if hasattr(program.module, "bind") else (tensors, {})
+    assert isinstance(program.module, FlatModule)
+    args, kwargs = program.module.bind(tensors)
     try:
         with quiet(), torch.no_grad():
-            converted = TS2EPConverter(program.script, args, kwargs).convert()
+            converted = TS2EPConverter(cast(Any, program.script), args, kwargs).convert()
     except Exception as error:
         raise ExportError(
             f"the TorchScript archive cannot be converted: {type(error).__name__}: {shorten(error)}.",

@@ -23,7 +23,14 @@ from edgemm.tensors import BATCH, Feed, IOSpec
 
 _LARGE = 1 << 30
 _BATCHES = (1, 2, 5)
-_BUILTIN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.onnx.preview.training", "com.microsoft.nchwc"}
+_BUILTIN_DOMAINS = {
+    "",
+    "ai.onnx",
+    "ai.onnx.ml",
+    "com.microsoft",
+    "ai.onnx.preview.training",
+    "com.microsoft.nchwc",
+}
 
 
 class OrtRunner:
@@ -60,8 +67,8 @@ def _cannot_run(model: ir.Model, error: BaseException) -> ExportError:
     for node in model.graph.all_nodes():
         if node.domain not in _BUILTIN_DOMAINS and (node.domain, node.op_type) not in own:
             return ExportError(
-                f"the operator {node.domain}.{node.op_type} (node '{node.name}') is no ONNX operator; ONNX Runtime "
-                "cannot run it.",
+                f"the operator {node.domain}.{node.op_type} (node '{node.name}') is no ONNX operator; "
+                "ONNX Runtime cannot run it.",
                 hint="export the model without custom operators",
             )
     return ExportError(
@@ -83,7 +90,9 @@ class Proof:
     broken: Mapping[str, str]
 
 
-def prove_sizes(run: OrtRunner, reference: Run, feeds: Feeds, tolerance: Tolerance, symbols: Sequence[str]) -> Proof:
+def prove_sizes(
+    run: OrtRunner, reference: Run, feeds: Feeds, tolerance: Tolerance, symbols: Sequence[str]
+) -> Proof:
     """Runs the graph at two or more sizes of every open dimension and compares with the reference.
 
     A size that the reference itself refuses says nothing about the graph and is left out.
@@ -96,7 +105,11 @@ def prove_sizes(run: OrtRunner, reference: Run, feeds: Feeds, tolerance: Toleran
         for size in _sizes_to_try(feeds, symbol):
             if len(good) >= 3 and symbol != BATCH:
                 break
-            feed = feeds.call(size) if symbol == BATCH else feeds.call(2 if BATCH in symbols else 1, 0, {symbol: size})
+            feed = (
+                feeds.call(size)
+                if symbol == BATCH
+                else feeds.call(2 if BATCH in symbols else 1, 0, {symbol: size})
+            )
             try:
                 expected = reference(feed)
             except Exception as error:
@@ -122,7 +135,9 @@ def _sizes_to_try(feeds: Feeds, symbol: str) -> list[int]:
     return list(dict.fromkeys([seen[0], base, *(s for s in more if s > 0)]))
 
 
-def _difference(run: Callable[[Feed], Mapping[str, np.ndarray]], feed: Feed, expected: Feed, tolerance: Tolerance) -> str:
+def _difference(
+    run: Callable[[Feed], Mapping[str, np.ndarray]], feed: Feed, expected: Feed, tolerance: Tolerance
+) -> str:
     try:
         got = run(feed)
     except Exception as error:
