@@ -119,23 +119,15 @@ def describe_model(path: Path, recipe: Recipe, progress: Progress) -> dict[str, 
     """
     from edgemm.data import open_samples
     from edgemm.export.model import ModelSource, load_model
-    from edgemm.export.torch_onnx import ExportRequest, export_model
+    from edgemm.export.torch_onnx import export_model
     from edgemm.partition import partition
+    from edgemm.pipeline import request_of
     from edgemm.rewrite.pipeline import rewrite
-    from edgemm.tensors import StateSpec, TensorSpec
 
     samples = open_samples(recipe.data.calib) if recipe.data.calib else None
     progress.status("load", recipe.model.path.name)
     loaded = load_model(ModelSource(recipe.model.path, recipe.model.factory, recipe.model.allow_pickle))
-    request = ExportRequest(
-        inputs=tuple(TensorSpec(n, i.dtype, i.shape) for n, i in recipe.inputs.items() if i.shape is not None),
-        modalities={n: i.modality for n, i in recipe.inputs.items() if i.modality is not None},
-        states=tuple(StateSpec(i, o) for i, o in recipe.states.items()),
-        opset=recipe.export.opset,
-        absolute_tolerance=recipe.export.absolute_tolerance,
-        relative_tolerance=recipe.export.relative_tolerance,
-    )
-    exported = export_model(loaded, request, samples, lambda text: progress.status("export", text))
+    exported = export_model(loaded, request_of(recipe), samples, lambda text: progress.status("export", text))
     progress.status("partition", "")
     graph, _ = rewrite(exported.graph)
     stages = partition(graph)

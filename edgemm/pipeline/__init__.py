@@ -32,7 +32,7 @@ from edgemm.recipe import Recipe, build_recipe
 from edgemm.rewrite.pipeline import rewrite
 from edgemm.tensors import StateSpec, TensorSpec
 
-__all__ = ["ConvertResult", "Progress", "convert"]
+__all__ = ["ConvertResult", "Progress", "convert", "request_of"]
 
 
 def convert(
@@ -64,7 +64,7 @@ def convert(
         splits = open_splits(recipe.data)
     progress.step("load", f"{recipe.model.path.name}: {loaded.kind}, {loaded.parameters:,} parameters")
     with clock("export"):
-        exported = export_model(loaded, _request(recipe), splits.any, lambda text: progress.status("export", text))
+        exported = export_model(loaded, request_of(recipe), splits.any, lambda text: progress.status("export", text))
     progress.step("export", _export_line(exported))
     if recipe.evaluate.output is not None:
         choose_output(exported.graph.io, recipe.evaluate.output)
@@ -90,7 +90,8 @@ def convert(
     return ConvertResult(output, write_bundle(output, manifest, files, force=force))
 
 
-def _request(recipe: Recipe) -> ExportRequest:
+def request_of(recipe: Recipe) -> ExportRequest:
+    """Returns what a recipe says about the model's inputs and export."""
     inputs = recipe.inputs.items()
     return ExportRequest(
         inputs=tuple(TensorSpec(n, i.dtype, i.shape) for n, i in inputs if i.shape is not None),
