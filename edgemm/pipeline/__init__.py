@@ -64,7 +64,9 @@ def convert(
         splits = open_splits(recipe.data)
     progress.step("load", f"{recipe.model.path.name}: {loaded.kind}, {loaded.parameters:,} parameters")
     with clock("export"):
-        exported = export_model(loaded, request_of(recipe), splits.any, lambda text: progress.status("export", text))
+        exported = export_model(
+            loaded, request_of(recipe), splits.any, lambda text: progress.status("export", text)
+        )
     progress.step("export", _export_line(exported))
     if recipe.evaluate.output is not None:
         choose_output(exported.graph.io, recipe.evaluate.output)

@@ -29,7 +29,7 @@ class ConvertResult:
         latency = measured.get("latency", {})
         return {
             "bundle": str(self.path),
-            "inputs": io["inputs"],
+            "inputs": [{"modality": None} | i for i in io["inputs"]],  # a state has none
             "outputs": io["outputs"],
             "states": io["states"],
             "stages": [

@@ -69,7 +69,7 @@ class Scorer:
     def to_json(self, value: float, drop: float, max_error: float) -> dict[str, Any]:
         """Returns the `accuracy` of a variant, without the budget. A number that is none (NaN) is null."""
         return {
-            "metric": self.metric.name,
+            "metric": self.metric.name.rsplit("/", 1)[-1],  # not the folder of a user's file
             "output": self.output,
             "float": self.float_score,
             "variant": _finite(value),
