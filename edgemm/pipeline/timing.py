@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from edgemm.data import Samples, make_feed, random_feed
-from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.latency import Latencies
 from edgemm.tensors import Feed, IOSpec
 
@@ -56,9 +56,23 @@ def latency_feeds(io: IOSpec, samples: Samples | None, sizes: Mapping[str, int])
     return [random_feed(io, sizes)]
 
 
-def time_sessions(
-    sessions: Mapping[str, FusionSession], feeds: Sequence[Feed], *, seconds: float
-) -> dict[str, Timing]:
+class Timed(Protocol):
+    """What can be timed: a FusionSession, or something that is compared with one."""
+
+    def run(self, feed: Feed) -> object:
+        """Runs once."""
+        ...
+
+    def reset_state(self) -> None:
+        """Forgets kept states."""
+        ...
+
+    def run_timed(self, feed: Feed) -> tuple[object, Mapping[str, float]]:
+        """Runs once; returns the outputs, and seconds by engine."""
+        ...
+
+
+def time_sessions(sessions: Mapping[str, Timed], feeds: Sequence[Feed], *, seconds: float) -> dict[str, Timing]:
     """Returns the timing of every session over the same feeds in about `seconds` in all.
 
     At least seven rounds are made, however long they take.
@@ -92,7 +106,7 @@ def time_sessions(
     }
 
 
-def _block(session: FusionSession, feed: Feed) -> int:
+def _block(session: Timed, feed: Feed) -> int:
     """Returns how many runs of `session` make a block."""
     session.run(feed)
     start = time.perf_counter()
