@@ -12,7 +12,7 @@ import numpy as np
 
 from recipes.datasets import speech
 from recipes.datasets.cache import Arrays, cached_arrays
-from recipes.datasets.logmel import log_mel
+from recipes.datasets.logmel import htk_filters, log_mel
 from recipes.datasets.mnist import load_digits
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -109,10 +109,10 @@ def _speak(
             for label, voice in zip(labels, voices, strict=True)
         ]
     )
-    parts = []
+    filters, parts = htk_filters(BANDS, FFT, speech.SAMPLE_RATE), []
     for start in range(0, len(waves), 500):  # a few hundred at a time: the frames take 50 kB per word
         mixed = np.stack([_mix(rng, wave, rng.uniform(*snr_db)) for wave in waves[start : start + 500]])
-        parts.append(log_mel(mixed, rate=speech.SAMPLE_RATE, bands=BANDS, fft=FFT, hop=HOP))
+        parts.append(log_mel(mixed, filters, np.hanning(FFT), hop=HOP, floor=1e-4))
     return ((np.concatenate(parts) - 1.6) / 0.9)[:, None].astype(np.float32)
 
 

@@ -127,9 +127,7 @@ class Whisper(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, input_features: torch.Tensor, decoder_input_ids: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, input_features: torch.Tensor, decoder_input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns `logits` `[B,T,200]`."""
         out = self.model(input_features=input_features, decoder_input_ids=decoder_input_ids, use_cache=False)
         return {"logits": out.logits}
@@ -159,7 +157,7 @@ def siglip() -> nn.Module:
     from transformers import SiglipConfig, SiglipModel
 
     torch.manual_seed(0)
-    text = _TEXT | {"projection_size": WIDTH}
+    text = _TEXT | {"projection_size": WIDTH, "bos_token_id": 0, "eos_token_id": WORDS - 1}
     return Siglip(SiglipModel(SiglipConfig(text_config=text, vision_config=_VISION)), masked=False).eval()
 
 
@@ -168,7 +166,7 @@ def blip() -> nn.Module:
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
     torch.manual_seed(0)
-    text = _TEXT | {"encoder_hidden_size": WIDTH, "pad_token_id": 0, "is_decoder": False}
+    text = _TEXT | {"encoder_hidden_size": WIDTH, "pad_token_id": 0, "bos_token_id": 2}
     config = BlipConfig(text_config=text, vision_config=_VISION, projection_dim=16, image_text_hidden_size=16)
     return BlipMatching(BlipForImageTextRetrieval(config)).eval()
 
@@ -272,6 +270,7 @@ def sample_inputs(name: str, count: int, seed: int = 0) -> dict[str, np.ndarray]
         "siglip": image | {"input_ids": ids},
         "blip": image | text,
         "clap": {"input_features": floats(1, 64, 16)} | text,
-        "lxmert": {"visual_feats": floats(6, 24), "visual_pos": rng.random((count, 6, 4), dtype=np.float32)} | text,
+        "lxmert": {"visual_feats": floats(6, 24), "visual_pos": rng.random((count, 6, 4), dtype=np.float32)}
+        | text,
         "whisper": {"input_features": floats(20, 50), "decoder_input_ids": ids},
     }[name]
