@@ -33,7 +33,7 @@ def test_every_field_has_a_description() -> None:
 
 
 def test_unknown_field_names_the_closest() -> None:
-    with pytest.raises(RecipeError, match="quantize.precison: Extra inputs") as caught:
+    with pytest.raises(RecipeError, match=r"quantize\.precison: Extra inputs") as caught:
         build_recipe({"model": {"path": "m.pt2"}, "quantize": {"precison": "int8"}}, where="r.yaml")
     assert caught.value.hint == "did you mean 'precision'?"
 
@@ -97,4 +97,8 @@ def test_yaml_runs_no_code(tmp_path: Path) -> None:
 
 
 def test_merge_goes_into_sections() -> None:
-    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {"a": {"b": 1, "c": 4}, "d": 3, "e": 5}
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {
+        "a": {"b": 1, "c": 4},
+        "d": 3,
+        "e": 5,
+    }
