@@ -17,11 +17,20 @@ from edgemm.recipe.schema import EvaluateSection
 from edgemm.runtime.fusion import FusionSession
 
 
-def default_metric(samples: Samples, label: str | None) -> str:
-    """Returns accuracy for integer labels, mae for float ones, agreement with the float model without labels."""
+def choose_metric(section: EvaluateSection, samples: Samples, label: str | None) -> Metric:
+    """Returns the metric for `samples`: what was asked for, as far as there are labels for it.
+
+    The default is accuracy for integer labels, mae for float ones, agreement with the float model without labels.
+
+    Raises:
+        DataError: No such metric.
+    """
+    asked = metric(section.metric) if section.metric is not None else None
+    if asked is not None and (label is not None or not asked.needs_labels):
+        return asked
     if label is None:
-        return "agreement"
-    return "mae" if np.asarray(samples[0][label]).dtype.kind == "f" else "accuracy"
+        return metric("agreement")
+    return metric("mae" if np.asarray(samples[0][label]).dtype.kind == "f" else "accuracy")
 
 
 def check_metric(section: EvaluateSection, label: str | None) -> None:
@@ -49,40 +58,34 @@ class Scorer:
     reference: Mapping[str, np.ndarray]
     float_score: float
 
-    def drop(self, session: FusionSession) -> tuple[float, float, float]:
-        """Returns `(score, drop, largest error)`.
+    def measure(self, session: FusionSession) -> dict[str, Any]:
+        """Returns the `accuracy` of a session, without the budget. A number that is none (NaN) is null.
 
-        The drop is positive when the session is worse than the float model. The largest error is the largest
-        absolute difference of any value of the scored output on any sample: a mean hides a sample that goes
-        wrong.
+        `drop` is positive when the session is worse than the float model. `cosine` is the mean over samples of the
+        cosine similarity with the float model's output, `max_abs` the largest difference of any value of it on any
+        sample: a mean hides a sample that goes wrong.
         """
         outputs = collect_outputs(
             session.run, session.io, self.samples, batch=self.batch, reset=session.reset_state
         )
         value = score(self.metric, outputs, self.output, labels=self.labels, reference=self.reference)
+        cosine = score(metric("cosine"), outputs, self.output, labels=None, reference=self.reference)
         parity = OutputParity()
         pairs = zip(numeric_parts(self.reference[self.output]), numeric_parts(outputs[self.output]), strict=True)
         for sample, (reference, other) in enumerate(pairs):
             parity.add(reference, other, sample)
-        return value, self.metric.drop(self.float_score, value), parity.max_abs
-
-    def to_json(self, value: float, drop: float, max_error: float) -> dict[str, Any]:
-        """Returns the `accuracy` of a variant, without the budget. A number that is none (NaN) is null."""
         return {
-            "metric": self.metric.name.rsplit("/", 1)[-1],  # not the folder of a user's file
+            "metric": self.metric.name,
             "output": self.output,
             "float": self.float_score,
             "variant": _finite(value),
-            "drop": _finite(drop),
+            "drop": _finite(self.metric.drop(self.float_score, value)),
             "samples": len(self.samples),
             "split": "evaluation",
             "percent": self.metric.percent,
-            "max_abs": _finite(max_error),
+            "cosine": _finite(cosine),
+            "max_abs": _finite(parity.max_abs),
         }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def score_float(session: FusionSession, samples: Samples, label: str | None, section: EvaluateSection) -> Scorer:
@@ -91,7 +94,7 @@ def score_float(session: FusionSession, samples: Samples, label: str | None, sec
     Raises:
         DataError: No such metric, output or label, the labels do not fit the output, or the score is no number.
     """
-    chosen = metric(section.metric or default_metric(samples, label))
+    chosen = choose_metric(section, samples, label)
     output = choose_output(session.io, section.output)
     reference = collect_outputs(session.run, session.io, samples, batch=section.batch, reset=session.reset_state)
     labels = collect_labels(samples, label) if label is not None else None
@@ -102,3 +105,7 @@ def score_float(session: FusionSession, samples: Samples, label: str | None, sec
             hint=f"does the output '{output}' overflow, or is it the wrong one for this metric (--output-name)?",
         )
     return Scorer(chosen, output, samples, labels, section.batch, reference, value)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

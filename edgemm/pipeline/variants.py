@@ -14,12 +14,11 @@ from typing import Any
 from edgemm.bundle import Variant
 from edgemm.data import Samples, with_blanks
 from edgemm.errors import QuantizationError
-from edgemm.metrics import metric
 from edgemm.partition import StageGraph
 from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Layout, Workbench
 from edgemm.pipeline.progress import Clock, Progress
-from edgemm.pipeline.scoring import Scorer, default_metric, score_float
+from edgemm.pipeline.scoring import Scorer, choose_metric, score_float
 from edgemm.pipeline.splits import Splits
 from edgemm.pipeline.timing import Timing, latency_feeds, time_sessions
 from edgemm.quant.collect import collect
@@ -139,9 +138,8 @@ class Contest:
         """Returns the plan with everything turned back to float that does not pay on the search samples."""
         evaluate = self.recipe.evaluate
         label = self.splits.search_label
-        name = evaluate.metric or default_metric(samples, label)
-        chosen = metric(name) if label is not None or not metric(name).needs_labels else metric("agreement")
-        measure = ChainMeasure(self.stages, self.bench.io, table, samples, Scoring(chosen, label, evaluate.output))
+        scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
+        measure = ChainMeasure(self.stages, self.bench.io, table, samples, scoring)
         self.progress.status("search", f"int8 against float, stage by stage, on {len(samples)} samples")
         plan = plan_quantization(self.stages, table, self.recipe.target)
         limits = Limits(
@@ -200,6 +198,9 @@ class Contest:
                 return f"{accuracy['metric']} is no number on {where}"
             if drop > budget:
                 return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}"
+            lost = 1 - (accuracy["cosine"] or 0.0)
+            if accuracy["metric"] == "agreement" and lost > budget:
+                return f"cosine with the float output drops by {lost:.4g} on {where}, budget {budget:.4g}"
         if ratio >= 1 and self.recipe.quantize.precision != INT8:
             return f"{ratio:.2f} × slower than float on this machine"
         return None
@@ -221,8 +222,8 @@ class Contest:
     def _scored(self, candidate: Candidate, scorer: Scorer | None) -> Candidate:
         if scorer is None:
             return candidate
-        value, drop, error = scorer.drop(self.sessions[candidate.variant.name])
-        accuracy = scorer.to_json(value, drop, error) | {"budget": self.recipe.evaluate.max_drop}
+        accuracy = scorer.measure(self.sessions[candidate.variant.name])
+        accuracy["budget"] = self.recipe.evaluate.max_drop
         return replace(candidate, variant=replace(candidate.variant, accuracy=accuracy))
 
     def _outcome(
