@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgemm.errors import ExportError
 from edgemm.export.batching import Batching, Tolerance
 from edgemm.export.feeds import Feeds
+from edgemm.export.flatten import FlatProgram
 from edgemm.export.onnx_graph import specs, to_onnx
 from edgemm.export.program import TorchProgram
 from edgemm.export.request import DynamicDim, DynamicReport, ExportRequest, FixedDim, Progress
@@ -70,7 +71,7 @@ def climb(program: TorchProgram, batching: Batching, request: ExportRequest, pro
         if not failed:
             break
         closed |= failed
-        refuse_varying(batching.feeds, failed)
+        refuse_varying(batching.feeds, failed, saved=isinstance(program.module, FlatProgram))
     report = DynamicReport(
         tuple(
             DynamicDim(s.name, a, d, proof.checked[d])
@@ -104,8 +105,13 @@ def fixed_dims(before: Feeds, after: Feeds, closed: Mapping[str, str]) -> tuple[
     return tuple(found)
 
 
-def refuse_varying(feeds: Feeds, failed: Mapping[str, str]) -> None:
+def refuse_varying(feeds: Feeds, failed: Mapping[str, str], *, saved: bool) -> None:
     """Stops when a dimension that the data shows varying would be closed.
+
+    Args:
+        feeds: Rows with every open dimension.
+        failed: Symbol -> why it cannot stay open.
+        saved: True when the size may have been written by the torch.export call that made the file.
 
     Raises:
         ExportError: Naming the tensor, the axis, the sizes and the cause.
@@ -116,10 +122,12 @@ def refuse_varying(feeds: Feeds, failed: Mapping[str, str]) -> None:
         name, axis = next((s.name, s.shape.index(symbol)) for s in feeds.inputs if symbol in s.shape)
         seen = feeds.seen(symbol)
         shown = ", ".join(map(str, seen[:6])) + (", ..." if len(seen) > 6 else "")
+        again = f"save it again with torch.export's dynamic_shapes={{'{name}': {{{axis}: Dim.AUTO}}, ...}}, or "
         raise ExportError(
             f"input '{name}', axis {axis}: the data has the sizes {shown} there, but the model cannot be exported "
             f"with an open size: {reason}.",
-            hint=f"pad or cut '{name}' to one size in the data, or rewrite that layer without a fixed size",
+            hint=(again if saved else "")
+            + f"pad or cut '{name}' to one size in the data, or rewrite that layer without a fixed size",
         )
 
 

@@ -86,11 +86,11 @@ def adopt_onnx(
     inputs = _pin_declared(specs(model.graph.inputs), request.inputs)
     outputs = specs(model.graph.outputs)
     states = find_states(inputs, outputs, request.states)
+    refuse_other_sizes(inputs, rows)
     symbols = _batch_symbols(inputs, rows, states)
     open_inputs = _renamed(inputs, symbols)
     progress("comparing a batch with single runs")
     batching = find_batching(run, open_inputs, {}, rows, states, tolerance)
-    refuse_other_sizes(open_inputs, batching.feeds)
     batch, reason = _batch_of(batching, inputs, outputs, states, bool(symbols))
     if not symbols and batch is not None:
         symbols = {str(d): BATCH for s in inputs for d in s.shape[:1] if isinstance(d, str)}
@@ -109,19 +109,23 @@ def adopt_onnx(
     return ExportResult(ExportedGraph(model, io, provenance(loaded, model)), dynamic, parity, notes)
 
 
-def refuse_other_sizes(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
+def refuse_other_sizes(inputs: Sequence[TensorSpec], rows: Sequence[Sample]) -> None:
     """Stops when the data has a size that the file fixes to another one.
 
     Raises:
         ExportError: Naming the input, the axis and the sizes.
     """
-    for stated, seen in zip(inputs, feeds.inputs, strict=True):
-        for axis, (size, symbol) in enumerate(zip(stated.shape, seen.shape, strict=True)):
-            if isinstance(size, int) and isinstance(symbol, str) and symbol != BATCH:
-                shown = ", ".join(map(str, feeds.seen(symbol)[:6]))
+    for spec in inputs:
+        shapes = [np.shape(row[spec.name]) for row in rows if spec.name in row]
+        for axis, size in enumerate(spec.shape):
+            seen = sorted(
+                {s[axis - len(spec.shape)] for s in shapes if 0 <= len(spec.shape) - len(s) <= min(axis, 1)}
+            )
+            if isinstance(size, int) and seen not in ([], [size]) and axis > 0:
+                shown = ", ".join(map(str, seen[:6]))
                 raise ExportError(
-                    f"input '{stated.name}', axis {axis}: the data has sizes {shown} there, the file has {size}.",
-                    hint=f"pad, cut or resize '{stated.name}' in the data, or export the model with an open size",
+                    f"input '{spec.name}', axis {axis}: the data has sizes {shown} there, the file has {size}.",
+                    hint=f"pad, cut or resize '{spec.name}' in the data, or export the model with an open size",
                 )
 
 

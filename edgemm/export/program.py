@@ -243,7 +243,8 @@ def _from_module(
     known = set(names)
     free = [d.name for d in declared if d.name not in known]
     script_module = module if script else None
-    if free and len(parameters) == 1 and not keywords and parameters[0].name not in {**by_name, **dict(row or {})}:
+    required = [p.name for p in parameters if p.required]
+    if free and len(required) == 1 and not keywords and required[0] not in {**by_name, **dict(row or {})}:
         # One argument that holds them all: forward(batch) with a dict.
         flat = FlatModule(module, lambda tensors: (({n: t for n, t in zip(free, tensors, strict=True)},), {}))
         return TorchProgram(flat, tuple(_spec(n, by_name, row) for n in free), {}, script_module)

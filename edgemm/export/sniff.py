@@ -133,6 +133,9 @@ def _sniff_zip(path: Path, size: int) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            # The table of contents of an archive inside a cut-off one is no table of contents of the file.
+            if names and min(entry.header_offset for entry in archive.infolist()) > 0:
+                raise EOFError
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
         raise ModelError(
             f"{path} is a zip archive cut off at {size:,} bytes (its table of contents is missing).",
