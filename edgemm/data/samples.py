@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from edgemm.errors import DataError
+from edgemm.errors import DataError, did_you_mean
 from edgemm.tensors import BATCH, IOSpec, TensorSpec
 
 Sample = Mapping[str, np.ndarray]
@@ -143,7 +143,11 @@ def make_feed(io: IOSpec, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
             if spec.name not in sample:
                 raise DataError(
                     f"the data has no array '{spec.name}' (arrays: {', '.join(sorted(sample))}).",
-                    hint="every input of the model needs an array of its name",
+                    hint=did_you_mean(
+                        spec.name,
+                        sorted(set(sample) - {i.name for i in io.inputs}),
+                        "every input of the model needs an array of its name",
+                    ),
                 )
             rows.append(np.asarray(sample[spec.name]))
         if rows[0].ndim == len(spec.shape) and len(rows) == 1:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgemm.bundle import Manifest, StageEntry, check_output, write_bundle
+from edgemm.data import Source
+from edgemm.errors import DataError
 from edgemm.export.model import LoadedModel, ModelSource, load_model
 from edgemm.export.torch_onnx import ExportRequest, ExportResult, export_model
 from edgemm.graph import ExportedGraph
@@ -64,9 +66,7 @@ def convert(
         splits = open_splits(recipe.data)
     progress.step("load", f"{recipe.model.path.name}: {loaded.kind}, {loaded.parameters:,} parameters")
     with clock("export"):
-        exported = export_model(
-            loaded, request_of(recipe), splits.any, lambda text: progress.status("export", text)
-        )
+        exported = _export(loaded, recipe, splits.any, lambda text: progress.status("export", text))
     progress.step("export", _export_line(exported))
     if recipe.evaluate.output is not None:
         choose_output(exported.graph.io, recipe.evaluate.output)
@@ -103,6 +103,18 @@ def request_of(recipe: Recipe) -> ExportRequest:
         absolute_tolerance=recipe.export.absolute_tolerance,
         relative_tolerance=recipe.export.relative_tolerance,
     )
+
+
+def _export(
+    loaded: LoadedModel, recipe: Recipe, samples: Source | None, progress: Callable[[str], None]
+) -> ExportResult:
+    """Returns the exported graph; what is wrong with the samples is said with the name of their file."""
+    try:
+        return export_model(loaded, request_of(recipe), samples, progress)
+    except DataError as error:
+        if samples is None or str(error).startswith(samples.origin):
+            raise
+        raise DataError(f"{samples.origin}: {error}", hint=error.hint) from error
 
 
 def _layouts(recipe: Recipe, graph: ExportedGraph, stages: StageGraph) -> tuple[Layout, ...]:

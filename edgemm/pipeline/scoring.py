@@ -75,7 +75,7 @@ class Scorer:
         for sample, (reference, other) in enumerate(pairs):
             parity.add(reference, other, sample)
         return {
-            "metric": self.metric.name,
+            "metric": self.metric.name.rsplit("/", 1)[-1],  # not the folder of a user's file
             "output": self.output,
             "float": self.float_score,
             "variant": _finite(value),
