@@ -9,7 +9,7 @@ import numpy as np
 
 from edgemm.compare import OutputParity
 from edgemm.data import Sample
-from edgemm.errors import DataError, ExportError
+from edgemm.errors import DataError, ExportError, did_you_mean
 from edgemm.export.archive import first_line
 from edgemm.export.feeds import UNKNOWN_SIZES, Feeds, name_varying, synthetic_row, vary, whole_input
 from edgemm.tensors import BATCH, Feed, StateSpec, TensorSpec
@@ -103,8 +103,11 @@ def find_batching(
         reason = compare_batches(run, feeds, states, tolerance)
         if not reason:
             return Batching(feeds, True)
-        if reopen is not None and _reopened(run, feeds, states, tolerance, reopen, inputs):
-            return Batching(feeds, True, reopened=True)
+        if reopen is not None:
+            opened, why = _reopened(run, feeds, states, tolerance, reopen, inputs)
+            if opened:
+                return Batching(feeds, True, reopened=True)
+            reason = why or reason
         tried.append(Batching(feeds, False, reason, size=size))
     return tried[0]
 
@@ -171,12 +174,19 @@ def _reopened(
     tolerance: Tolerance,
     reopen: Reopen,
     inputs: Sequence[TensorSpec],
-) -> bool:
+) -> tuple[bool, str]:
+    """Returns whether the batch could be opened, and else what was wrong with the most likely way."""
     written = _written_batch(feeds, inputs)
     if written is None:
-        return False
-    feed = feeds.call(3 * written[2])
-    return reopen(feed, written, lambda: not compare_batches(run, feeds, states, tolerance))
+        return False, ""
+    reasons: list[str] = []
+
+    def accept() -> bool:
+        reasons.append(compare_batches(run, feeds, states, tolerance))
+        return not reasons[-1]
+
+    opened = reopen(feeds.call(3 * written[2]), written, accept)
+    return opened, "" if opened else next(iter(reasons), "")
 
 
 def check_repeatable(run: Run, feed: Feed) -> None:
@@ -276,7 +286,11 @@ def make_rows(
             elif samples and spec.name not in states:
                 raise DataError(
                     f"the data has no array '{spec.name}' (arrays: {', '.join(sorted(sample))}).",
-                    hint="every input of the model needs an array of its name",
+                    hint=did_you_mean(
+                        spec.name,
+                        sorted(set(sample) - {i.name for i in inputs}),
+                        "every input of the model needs an array of its name",
+                    ),
                 )
             elif spec.name in examples:
                 row[spec.name] = vary(_one_of(examples[spec.name], axis, index), index)
