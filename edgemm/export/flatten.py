@@ -165,6 +165,11 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(index), item) for index, item in enumerate(value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    elif hasattr(value, "self_attention_cache"):  # transformers' EncoderDecoderCache
+        own, cross = value.self_attention_cache.layers, value.cross_attention_cache.layers
+        yield from (
+            (str(i), (a.keys, a.values, b.keys, b.values)) for i, (a, b) in enumerate(zip(own, cross, strict=True))
+        )
     elif hasattr(value, "layers") and hasattr(value, "get_seq_length"):  # transformers' Cache
         yield from ((str(i), (layer.keys, layer.values)) for i, layer in enumerate(value.layers))
 

@@ -111,17 +111,17 @@ class _Follower(Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         node = self._node
-        position = _FACTORIES.get(target, 1 if target in _VIEWS | _BROADCASTS else None)
-        if node is not None and position is not None and len(args) > position:
-            sizes = list(args[position])
-            if all(isinstance(s, int) for s in sizes):
-                options = self._options(node, target, args, sizes)
-                key = (target, tuple(sizes), _meta_shape(node.args[0]), _feeds_recurrent(node))
-                index = self._search.choose(key, options) if options else None
-                if index is not None and index < len(sizes) and sizes[index] > 0:
-                    sizes[index] = int(sizes[index] * self._ratio)
-                    self.found[node] = index
-                    args = (*args[:position], sizes, *args[position + 1 :])
+        sizes = _literal_sizes(target, args)
+        if node is not None and sizes is not None:
+            options = self._options(node, target, args, sizes)
+            key: Any = (target, tuple(sizes), _meta_shape(node.args[0]), _feeds_recurrent(node))
+            if target is _aten.arange.default:  # counts samples here and heads there: each is its own question
+                key = node
+            index = self._search.choose(key, options) if options else None
+            if index is not None and index < len(sizes) and sizes[index] > 0:
+                sizes[index] = int(sizes[index] * self._ratio)
+                self.found[node] = index
+                args = _with_sizes(target, args, sizes)
         return self._inner.call_function(target, args, kwargs)
 
     def _options(self, node: Node, target: Any, args: tuple[Any, ...], sizes: list[int]) -> list[int | None]:
@@ -138,6 +138,23 @@ class _Follower(Interpreter):
         if _feeds_recurrent(node) and 1 in same:
             return [1]
         return [*same[:2], None] if same else []
+
+
+def _literal_sizes(target: Any, args: Sequence[Any]) -> list[int] | None:
+    """Returns the sizes in an operator's arguments when all are numbers; `arange(n)` has one."""
+    if target is _aten.arange.default:
+        return [args[0]] if type(args[0]) is int else None
+    position = _FACTORIES.get(target, 1 if target in _VIEWS | _BROADCASTS else None)
+    if position is None or len(args) <= position:
+        return None
+    return list(args[position]) if all(type(size) is int for size in args[position]) else None
+
+
+def _with_sizes(target: Any, args: Sequence[Any], sizes: Sequence[Any]) -> tuple[Any, ...]:
+    if target is _aten.arange.default:
+        return (sizes[0], *args[1:])
+    position = _FACTORIES.get(target, 1)
+    return (*args[:position], list(sizes), *args[position + 1 :])
 
 
 def _view_options(
@@ -199,8 +216,7 @@ def _rewrite(
         count = graph.call_function(_aten.sym_size.int, (placeholder, batch[1]))
     added.append(count)
     for node, index in found.items():
-        position = _FACTORIES.get(node.target, 1)
-        sizes = list(node.args[position])  # type: ignore[arg-type]
+        sizes: list[Any] = list(_literal_sizes(node.target, node.args) or [])
         factor = sizes[index] / batch[2]
         size: Any = count
         if factor != 1:
@@ -208,7 +224,7 @@ def _rewrite(
                 size = graph.call_function(operator.mul, (count, int(factor)))
             added.append(size)
         sizes[index] = size
-        node.args = (*node.args[:position], sizes, *node.args[position + 1 :])
+        node.args = _with_sizes(node.target, node.args, sizes)
     module.recompile()
 
     def undo() -> None:

@@ -60,7 +60,7 @@ def test_parse_input_says_what_is_wrong(text: str, message: str) -> None:
     [
         ([spec("image", "batch", 3, 8, 8), spec("audio", "batch", 40)], ["image", "audio"]),
         (
-            [ids("input_ids", "batch", "t"), spec("pixel_values", "batch", 3), ids("attention_mask", "batch", "t")],
+            [ids("input_ids", "batch", "t"), spec("pixel_values", "batch"), ids("attention_mask", "batch", "t")],
             ["text", "image", "text"],
         ),
         (
