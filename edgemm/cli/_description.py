@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgemm.bundle import EngineEntry, StageEntry, Variant
+    from edgemm.bundle import StageEntry, Variant
     from edgemm.partition import Stage
     from edgemm.pipeline import Progress
     from edgemm.recipe import Recipe
-    from edgemm.tensors import TensorSpec
 
 
 def describe_bundle(path: Path) -> dict[str, Any]:
@@ -39,50 +38,27 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         **manifest.io.to_json(),
         "parameters": sum(s.parameters for s in manifest.stages),
         "stages": [
-            {
-                "name": s.name,
-                "modalities": list(s.modalities),
-                "role": s.role,
-                "nodes": s.nodes,
-                "parameters": s.parameters,
-                "inputs": [_tensor(t) for t in s.inputs],
-                "outputs": [_tensor(t) for t in s.outputs],
+            described
+            | {
                 "precision": {
                     v.name: plans[v.name].get(s.name) or _engine_decisions(v, s) for v in manifest.shipped
                 },
             }
-            for s in manifest.stages
+            for described, s in zip(data["stages"], manifest.stages, strict=True)
         ],
-        "joins": [dict(join) for join in manifest.joins],
-        "variants": [_variant(v, manifest.files, measured) for v in manifest.variants],
+        "joins": data["joins"],
+        "variants": [_variant(v, data) for v in data["variants"]],
         **{key: info.get(key) for key in ("model", "dynamic", "parity", "data", "float_size_bytes", "tools")},
         "notes": info.get("notes", []),
         "machine": measured.get("machine"),
     }
 
 
-def _variant(variant: Variant, files: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": variant.name,
-        "target": variant.target,
-        "backend": variant.backend,
-        "precision": variant.precision,
-        "layout": variant.layout,
-        "decisions": dict(variant.decisions),
-        "size_bytes": variant.size_bytes,
-        "engines": [_engine(e, files) for e in variant.engines],
-        "accuracy": dict(variant.accuracy) if variant.accuracy else None,
-        "latency": measured.get("latency", {}).get(variant.name),
-        "refused": variant.refused,
-    }
-
-
-def _engine(engine: EngineEntry, files: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": engine.name, "stages": list(engine.stages), "size_bytes": files[engine.file]["size"]}
-
-
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+def _variant(variant: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a variant of the manifest with the sizes of its engines and its latency."""
+    engines = [e | {"size_bytes": data["files"][e["file"]]["size"]} for e in variant["engines"]]
+    latency = data["measured"].get("latency", {}).get(variant["name"])
+    return {**variant, "engines": engines, "latency": latency}
 
 
 def _stage_decisions(path: Path, files: Mapping[str, Any], variant: str) -> dict[str, dict[str, int]]:

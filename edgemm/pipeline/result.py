@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,28 +23,19 @@ class ConvertResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `edgemm convert --json` prints."""
-        manifest, info, measured = self.manifest, self.manifest.info, self.manifest.measured
-        io = manifest.io.to_json()
+        data = self.manifest.to_json()
+        io, info, measured = data["io"], data["info"], data["measured"]
         latency = measured.get("latency", {})
         return {
             "bundle": str(self.path),
             "inputs": [{"modality": None} | i for i in io["inputs"]],  # a state has none
             "outputs": io["outputs"],
             "states": io["states"],
-            "stages": [
-                {
-                    "name": s.name,
-                    "modalities": list(s.modalities),
-                    "role": s.role,
-                    "nodes": s.nodes,
-                    "parameters": s.parameters,
-                }
-                for s in manifest.stages
-            ],
-            "joins": [dict(j) for j in manifest.joins],
+            "stages": data["stages"],
+            "joins": data["joins"],
             "dynamic": info["dynamic"],
             "parity": info["parity"],
-            "variants": [_variant_json(v, latency.get(v.name)) for v in manifest.variants],
+            "variants": [v | {"latency": latency.get(v["name"])} for v in data["variants"]],
             "float_size_bytes": info["float_size_bytes"],
             "data": info["data"],
             "notes": info["notes"],
@@ -100,24 +90,6 @@ class ConvertResult:
         lines.append(f"size       {sizes}   ({shipped.name}, {shipped.layout})")
         lines += [f"note: {v.name} refused: {v.refused}" for v in self.manifest.variants if v.refused]
         return lines
-
-
-def _variant_json(variant: Variant, latency: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {
-        "name": variant.name,
-        "target": variant.target,
-        "backend": variant.backend,
-        "precision": variant.precision,
-        "layout": variant.layout,
-        "decisions": dict(variant.decisions),
-        "engines": [
-            {"name": e.name, "stages": list(e.stages), "decisions": dict(e.decisions)} for e in variant.engines
-        ],
-        "size_bytes": variant.size_bytes,
-        "accuracy": None if variant.accuracy is None else dict(variant.accuracy),
-        "latency": None if latency is None else dict(latency),
-        "refused": variant.refused,
-    }
 
 
 def _ms(value: float | None) -> str:
