@@ -78,14 +78,14 @@ def build(name: str, folder: Path | None = None) -> Fixture:
         RuntimeError: A package that it needs is not installed.
     """
     maker = FIXTURES[name]
-    place = (folder or cache_root() / "fixtures") / f"{name}-{VERSION}"
+    place = (folder or cache_root() / "fixtures") / name
     done = place / "complete"
-    if done.exists():
+    if done.exists() and done.read_text() == VERSION:
         return replace(maker(place, False), name=name)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     fixture = replace(maker(place, True), name=name)
-    done.touch()
+    done.write_text(VERSION)
     return fixture
 
 

@@ -93,7 +93,9 @@ def synthesize(utterances: Sequence[Utterance]) -> list[np.ndarray]:
     Raises:
         RuntimeError: espeak-ng is not installed, did not start, or has no such voice.
     """
-    version()
+    known = {voice for family in voice_families() for voice in family}
+    if strange := sorted({u.voice for u in utterances} - known):  # espeak-ng would silently use its own
+        raise RuntimeError(f"espeak-ng has no voice variant '{strange[0]}'.")
     request = json.dumps([asdict(u) for u in utterances]).encode()
     done = subprocess.run([sys.executable, __file__], input=request, capture_output=True, check=False)
     if done.returncode:

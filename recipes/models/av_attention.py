@@ -34,14 +34,17 @@ class CrossAttention(nn.Module):
 
 
 class ImageTokens(nn.Module):
-    """Two convolutions to 7×7 tokens with learned positions."""
+    """Three convolutions to 7×7 tokens with learned positions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
             nn.Conv2d(1, 32, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, WIDTH, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, WIDTH, 3, padding=1, bias=False),
             nn.BatchNorm2d(WIDTH),
             nn.ReLU(),
         )
