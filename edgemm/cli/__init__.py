@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 from typing import Any
 
@@ -66,7 +65,10 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command line; an EdgemmError becomes text on stderr and exit code 1, Ctrl-C exit code 130."""
+    """Runs the command line; an EdgemmError becomes text on stderr and exit code 1, Ctrl-C exit code 130.
+
+    A reader that closes the pipe early ends it quietly with exit code 1; click sees to that.
+    """
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     try:
         code = cli.main(args=argv, prog_name="edgemm", standalone_mode=False)
@@ -80,7 +82,4 @@ def main(argv: list[str] | None = None) -> None:
         click.echo(f"error: {error}", err=True)
         click.echo(f"hint:  {error.hint}", err=True)
         code = 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     sys.exit(code or 0)
