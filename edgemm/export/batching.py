@@ -52,6 +52,30 @@ class Batching:
     reopened: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model to be tried out.
+
+    Attributes:
+        run: Runs it on one feed.
+        inputs: Its inputs, with the sizes and symbols that the file, the data or the user gives.
+        examples: Whole inputs that came with the file.
+        samples: Rows of the user's data.
+        states: Inputs that come back as outputs.
+    """
+
+    run: Run
+    inputs: tuple[TensorSpec, ...]
+    examples: Feed
+    samples: Sequence[Sample]
+    states: tuple[StateSpec, ...]
+
+    @property
+    def state_inputs(self) -> set[str]:
+        """Names of the state inputs."""
+        return {s.input for s in self.states}
+
+
 def batch_axis(spec: TensorSpec, row: np.ndarray | None) -> int | None:
     """Returns the axis of an input that counts samples, or None.
 
@@ -65,15 +89,7 @@ def batch_axis(spec: TensorSpec, row: np.ndarray | None) -> int | None:
     return None if row is not None and row.ndim == len(spec.shape) and row.shape[0] != 1 else 0
 
 
-def find_batching(
-    run: Run,
-    inputs: Sequence[TensorSpec],
-    examples: Feed,
-    samples: Sequence[Sample],
-    states: Sequence[StateSpec],
-    tolerance: Tolerance,
-    reopen: Reopen | None = None,
-) -> Batching:
+def find_batching(subject: Subject, tolerance: Tolerance, reopen: Reopen | None = None) -> Batching:
     """Returns the batch axes of a model and whether it batches correctly, told by running it.
 
     The batch axis of a state ([layers, batch, hidden] as often as [batch, ...]) is found by trying.
@@ -82,7 +98,7 @@ def find_batching(
         ExportError: The model fails on a single sample, or two runs of one sample differ.
         DataError: The data does not fit the inputs.
     """
-    kept = {s.input for s in states}
+    run, inputs, samples, kept = subject.run, subject.inputs, subject.samples, subject.state_inputs
     axes: dict[str, int | None] = {}
     for spec in inputs:
         given = np.asarray(samples[0][spec.name]) if samples and spec.name in samples[0] else None
@@ -93,18 +109,18 @@ def find_batching(
     tried: list[Batching] = []
     for axis in range(max([1, *(len(s.shape) for s in open_states)])):
         axes |= {s.name: _state_axis(s, axis, written) for s in open_states}
-        feeds = _rows_that_run(run, inputs, axes, examples, samples, kept)
+        feeds = _rows_that_run(subject, axes)
         if not any(a is not None for name, a in axes.items() if name not in kept):
             check_repeatable(run, feeds.call())
             return Batching(feeds, False, "no input has a batch axis", has_axis=False)
         size = usable_batch(run, feeds, inputs) if not tried else tried[0].size
         if not tried:
             check_repeatable(run, feeds.call(size))
-        reason = compare_batches(run, feeds, states, tolerance)
+        reason = compare_batches(subject, feeds, tolerance)
         if not reason:
             return Batching(feeds, True)
         if reopen is not None:
-            opened, why = _reopened(run, feeds, states, tolerance, reopen, inputs)
+            opened, why = _reopened(subject, feeds, tolerance, reopen)
             if opened:
                 return Batching(feeds, True, reopened=True)
             reason = why or reason
@@ -112,22 +128,16 @@ def find_batching(
     return tried[0]
 
 
-def _rows_that_run(
-    run: Run,
-    inputs: Sequence[TensorSpec],
-    axes: Mapping[str, int | None],
-    examples: Feed,
-    samples: Sequence[Sample],
-    kept: set[str],
-) -> Feeds:
+def _rows_that_run(subject: Subject, axes: Mapping[str, int | None]) -> Feeds:
     """Returns rows; random ones at the first open size that the model accepts."""
-    first = make_rows(inputs, axes, examples, samples, kept)
-    if samples or examples or not any(isinstance(d, str) and d != BATCH for s in inputs for d in s.shape):
+    first = make_rows(subject, axes)
+    has_open = any(isinstance(d, str) and d != BATCH for s in subject.inputs for d in s.shape)
+    if subject.samples or subject.examples or not has_open:
         return first
     for size in UNKNOWN_SIZES:
-        feeds = make_rows(inputs, axes, examples, samples, kept, size)
+        feeds = make_rows(subject, axes, size)
         try:
-            run(feeds.call())
+            subject.run(feeds.call())
         except Exception:  # whatever a model raises for a size that it does not take
             continue
         return feeds
@@ -167,22 +177,15 @@ def _written_batch(feeds: Feeds, inputs: Sequence[TensorSpec]) -> tuple[int, int
     return None
 
 
-def _reopened(
-    run: Run,
-    feeds: Feeds,
-    states: Sequence[StateSpec],
-    tolerance: Tolerance,
-    reopen: Reopen,
-    inputs: Sequence[TensorSpec],
-) -> tuple[bool, str]:
+def _reopened(subject: Subject, feeds: Feeds, tolerance: Tolerance, reopen: Reopen) -> tuple[bool, str]:
     """Returns whether the batch could be opened, and else what was wrong with the most likely way."""
-    written = _written_batch(feeds, inputs)
+    written = _written_batch(feeds, subject.inputs)
     if written is None:
         return False, ""
     reasons: list[str] = []
 
     def accept() -> bool:
-        reasons.append(compare_batches(run, feeds, states, tolerance))
+        reasons.append(compare_batches(subject, feeds, tolerance))
         return not reasons[-1]
 
     opened = reopen(feeds.call(3 * written[2]), written, accept)
@@ -223,8 +226,9 @@ def run_or_explain(run: Run, feed: Feed) -> dict[str, np.ndarray]:
         ) from error
 
 
-def compare_batches(run: Run, feeds: Feeds, states: Sequence[StateSpec], tolerance: Tolerance) -> str:
+def compare_batches(subject: Subject, feeds: Feeds, tolerance: Tolerance) -> str:
     """Returns why a batch of several is not the same as single runs; an empty text when it is."""
+    run = subject.run
     sizes = feeds.sizes_of(0)
     try:
         singles = [run(feeds.call(1, i, sizes)) for i in range(_ROWS)]
@@ -234,7 +238,7 @@ def compare_batches(run: Run, feeds: Feeds, states: Sequence[StateSpec], toleran
         together = run(feeds.call(_ROWS, 0, sizes))
     except Exception as error:
         return f"the model fails at batch {_ROWS}: {first_line(error)}"
-    state_axis = {s.output: feeds.axes[s.input] for s in states}
+    state_axis = {s.output: feeds.axes[s.input] for s in subject.states}
     for name, value in together.items():
         axis = state_axis.get(name) if name in state_axis else 0
         alone = [single[name] for single in singles]
@@ -263,19 +267,13 @@ def _equal(a: np.ndarray, b: np.ndarray, tolerance: Tolerance) -> bool:
     return parity.max_abs <= tolerance.absolute + tolerance.relative * parity.scale
 
 
-def make_rows(
-    inputs: Sequence[TensorSpec],
-    axes: Mapping[str, int | None],
-    examples: Feed,
-    samples: Sequence[Sample],
-    states: set[str],
-    unknown: int = UNKNOWN_SIZES[0],
-) -> Feeds:
+def make_rows(subject: Subject, axes: Mapping[str, int | None], unknown: int = UNKNOWN_SIZES[0]) -> Feeds:
     """Returns rows from the data, else from the file's example (varied), else random ones.
 
     Raises:
         DataError: The data lacks an input that is no state, or does not fit one.
     """
+    inputs, examples, samples = subject.inputs, subject.examples, subject.samples
     rows: list[dict[str, np.ndarray]] = [{} for _ in range(max(len(samples), _ROWS))]
     for spec in inputs:
         axis = axes[spec.name]
@@ -283,7 +281,7 @@ def make_rows(
             sample = samples[index % len(samples)] if samples else {}
             if spec.name in sample:
                 row[spec.name] = whole_input(spec, sample[spec.name], axis)
-            elif samples and spec.name not in states:
+            elif samples and spec.name not in subject.state_inputs:
                 raise DataError(
                     f"the data has no array '{spec.name}' (arrays: {', '.join(sorted(sample))}).",
                     hint=did_you_mean(

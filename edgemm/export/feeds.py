@@ -91,8 +91,9 @@ def spread(samples: Samples | None, most: int = MOST_SAMPLES) -> tuple[int, ...]
 
 
 def cast_row(spec_dtype: str, row: np.ndarray) -> np.ndarray:
-    """Returns `row`, in float32 where the data is float64 and the model is not."""
-    return row.astype(np.float32) if row.dtype == np.float64 and spec_dtype == "float32" else row
+    """Returns `row`, in float32 where the data is float64 or float16 and the model is float32."""
+    wider = row.dtype in (np.float64, np.float16)
+    return row.astype(np.float32) if wider and spec_dtype == "float32" else row
 
 
 def whole_input(spec: TensorSpec, row: np.ndarray, axis: int | None) -> np.ndarray:

@@ -15,7 +15,7 @@ from edgemm.compare import ParityReport
 from edgemm.data import Sample, make_feed
 from edgemm.errors import ExportError, ModelError, RecipeError, did_you_mean
 from edgemm.export.archive import first_line
-from edgemm.export.batching import Batching, Run, Tolerance, check_repeatable, find_batching
+from edgemm.export.batching import Batching, Run, Subject, Tolerance, check_repeatable, find_batching
 from edgemm.export.describe import describe, provenance
 from edgemm.export.feeds import Feeds, cast_row
 from edgemm.export.model import LoadedModel
@@ -90,7 +90,7 @@ def adopt_onnx(
     symbols = _batch_symbols(inputs, rows, states)
     open_inputs = _renamed(inputs, symbols)
     progress("comparing a batch with single runs")
-    batching = find_batching(run, open_inputs, {}, rows, states, tolerance)
+    batching = find_batching(Subject(run, open_inputs, {}, rows, states), tolerance)
     batch, reason = _batch_of(batching, inputs, outputs, states, bool(symbols))
     if not symbols and batch is not None:
         symbols = {str(d): BATCH for s in inputs for d in s.shape[:1] if isinstance(d, str)}

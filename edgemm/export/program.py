@@ -14,6 +14,7 @@ from torch import nn
 from edgemm.data import Sample
 from edgemm.errors import ExportError, RecipeError, did_you_mean
 from edgemm.export.batching import batch_axis, run_or_explain
+from edgemm.export.evalmode import set_evaluation_mode
 from edgemm.export.feeds import UNKNOWN_SIZES, cast_row, synthetic_row, whole_input
 from edgemm.export.flatten import FlatModule, FlatProgram, name_leaves
 from edgemm.export.model import LoadedModel
@@ -32,12 +33,14 @@ class TorchProgram:
             open.
         examples: Whole inputs that came with the file.
         script: The TorchScript module behind `module`, if it is one.
+        notes: What was done to it, for the user.
     """
 
     module: FlatModule | FlatProgram
     inputs: tuple[TensorSpec, ...]
     examples: Feed
     script: nn.Module | None = None
+    notes: tuple[str, ...] = ()
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Returns the model's outputs for one call, computed by torch in float32 on the CPU."""
@@ -63,7 +66,7 @@ def build_program(loaded: LoadedModel, declared: Sequence[TensorSpec], row: Samp
         _check_names(declared, [i.name for i in program.inputs])
         by_name = {d.name: d for d in declared}
         inputs = tuple(_merge(spec, by_name.get(spec.name)) for spec in program.inputs)
-        program = TorchProgram(program.module, inputs, program.examples)
+        program = TorchProgram(program.module, inputs, program.examples, notes=program.notes)
     else:
         assert isinstance(loaded.program, nn.Module)
         program = _from_module(loaded.program, declared, row, script=loaded.kind == TORCHSCRIPT)
@@ -83,7 +86,7 @@ def states_of(
     for unknown in UNKNOWN_SIZES:
         feed = _first_feed(program, rows, unknown)
         try:
-            outputs = run_or_explain(program.run, feed)
+            outputs = _run_without_memory(program, feed)
             break
         except ExportError:
             if unknown == UNKNOWN_SIZES[-1] or not _has_open_size(program, rows):
@@ -100,6 +103,21 @@ def states_of(
     with_data = {name for row in rows for name in row}
     candidates = [s for s in seen if s.name not in with_data or any(d.input == s.name for d in declared)]
     return find_states(candidates if rows else seen, returned, declared)
+
+
+def _run_without_memory(program: TorchProgram, feed: Feed) -> dict[str, np.ndarray]:
+    """Returns one run's outputs, after checking that the model keeps nothing of it in its buffers."""
+    before = {name: buffer.clone() for name, buffer in program.module.named_buffers()}
+    outputs = run_or_explain(program.run, feed)
+    for name, buffer in program.module.named_buffers():
+        statistics = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        if not statistics and name in before and not torch.equal(before[name].nan_to_num(), buffer.nan_to_num()):
+            raise ExportError(
+                f"the model keeps a state in its buffer '{name.removeprefix('model.')}' from call to call; "
+                "a graph has no memory.",
+                hint="take the state as an input of forward() and return the new one; edgemm keeps it (--state)",
+            )
+    return outputs
 
 
 def _has_open_size(program: TorchProgram, rows: Sequence[Sample]) -> bool:
@@ -147,7 +165,13 @@ def from_exported_program(program: torch.export.ExportedProgram) -> TorchProgram
     with quiet():
         module = program.module(check_guards=False)
     assert isinstance(module, torch.fx.GraphModule)
-    return TorchProgram(FlatProgram(module, out_spec, constants), _name_batch(inputs), examples)
+    changed = set_evaluation_mode(module)
+    notes = (
+        (f"saved in training mode: {changed} dropout or batch norm layers were set to eval mode",)
+        if changed
+        else ()
+    )
+    return TorchProgram(FlatProgram(module, out_spec, constants), _name_batch(inputs), examples, notes=notes)
 
 
 def _argument_names(program: torch.export.ExportedProgram) -> list[str]:

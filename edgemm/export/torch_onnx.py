@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgemm.data import Sample, Samples
-from edgemm.export.batching import Reopen, Tolerance, find_batching
+from edgemm.export.batching import Reopen, Subject, Tolerance, find_batching
 from edgemm.export.feeds import spread
 from edgemm.export.model import LoadedModel
 from edgemm.export.request import (
@@ -71,14 +71,13 @@ def _export_torch(
     program = build_program(loaded, request.inputs, rows[0] if rows else None)
     progress("running the model in torch")
     states = states_of(program, rows, request.states)
-    batching = find_batching(
-        program.run, program.inputs, program.examples, rows, states, tolerance, _reopener(program)
-    )
+    subject = Subject(program.run, program.inputs, program.examples, rows, states)
+    batching = find_batching(subject, tolerance, _reopener(program))
     outcome = climb(program, batching, request, progress)
     io = describe(outcome.inputs, outcome.outputs, request, states, outcome.batch)
     progress(f"comparing with torch on {len(rows) or len(outcome.feeds.rows)} samples")
     parity = check_parity(outcome.runner, program.run, io, samples or None, outcome.feeds, tolerance)
-    notes = loaded.notes
+    notes = loaded.notes + program.notes
     if batching.reopened:
         notes += (
             "the file was saved for one batch size; the batch was opened, and single runs and batches agree",
