@@ -76,13 +76,15 @@ def convert(model: Path, output: Path | None, force: bool, as_json: bool, **opti
     """
     from edgemm._optional import require
 
-    for package in ("torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "sklearn"):
+    for package in ("pydantic", "yaml"):
+        require(package, extra="convert", why="convert a model")
+    recipe = _recipe(model, options)  # a mistyped word is answered before torch is loaded
+    for package in ("torch", "onnx", "onnx_ir", "onnxscript", "sklearn"):
         require(package, extra="convert", why="convert a model")
     require("onnxruntime", extra="cpu", why="measure and verify what convert ships")
     from edgemm.cli._progress import RichProgress
     from edgemm.pipeline import convert as run_convert
 
-    recipe = _recipe(model, options)
     output = output or Path(model.name).with_suffix(".edgemm")
     with RichProgress() as progress:
         result = run_convert(recipe, output, force=force, progress=progress)
@@ -104,6 +106,10 @@ def _recipe(model: Path, options: dict[str, Any]) -> Recipe:
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """Returns the recipe fields that the given options set; an option that was not given sets none."""
+
+    def given(value: Any) -> bool:
+        return value is not None and value is not False  # 0 is a value
+
     places = {
         "model": {"factory": "factory", "allow_pickle": "allow_pickle"},
         "data": {"calib": "calib", "eval": "eval_", "label": "label", "seed": "seed"},
@@ -112,7 +118,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         "quantize": {"precision": "precision", "calibrator": "calibrator"},
     }
     fields: dict[str, Any] = {
-        section: {key: options[name] for key, name in names.items() if options[name] not in (None, False)}
+        section: {key: options[name] for key, name in names.items() if given(options[name])}
         for section, names in places.items()
     }
     top = {key: options[key] for key in ("target", "layout", "threads") if options[key] is not None}

@@ -103,11 +103,17 @@ def test_json_and_default_output(edgemm: Edgemm, model: Path, monkeypatch: pytes
 def test_recipe_and_options_over_it(edgemm: Edgemm, model: Path, npz: Npz, tmp_path: Path) -> None:
     npz(image=IMAGE, gyro=GYRO)
     recipe = tmp_path / "two-sensors"
-    recipe.write_text("model: {path: model.onnx}\ndata: {calib: data.npz, seed: 5}\nquantize: {precision: int8}\n")
-    result = edgemm("convert", recipe, "--precision", "fp32", "--json", "-o", tmp_path / "out.edgemm")
+    recipe.write_text(
+        "model: {path: model.onnx}\ndata: {calib: data.npz, seed: 5}\n"
+        "quantize: {precision: int8}\nevaluate: {max_drop: 0.5}\n"
+    )
+    zeros = ("--max-drop", 0, "--threads", 0)
+    result = edgemm("convert", recipe, "--precision", "fp32", "--json", *zeros, "-o", tmp_path / "out.edgemm")
     assert result.code == 0, result.err
     assert [v["precision"] for v in result.json["variants"]] == ["fp32"]
-    assert json.loads((tmp_path / "out.edgemm" / "recipe.json").read_text())["data"]["seed"] == 5
+    assert result.json["variants"][0]["accuracy"]["budget"] == 0
+    kept = json.loads((tmp_path / "out.edgemm" / "recipe.json").read_text())
+    assert (kept["data"]["seed"], kept["evaluate"]["max_drop"], kept["threads"]) == (5, 0, 0)
 
 
 # -- model files ------------------------------------------------------------------------------------------------
