@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label -o model.edgemm
-  edgemm convert weights.pt --factory net.py:build --input image=batch,3,64,64 --input gyro=batch,6,100
-  edgemm convert clip.onnx --modality input_ids=text --modality attention_mask=text --precision fp32
+  edgemm convert weights.pt --factory net.py:build --input rgb=batch,3,64,64 --input imu=batch,6
+  edgemm convert clip.onnx --modality input_ids=text --modality attention_mask=text
   edgemm convert recipe.yaml --force --json
 """
 
