@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,14 @@ class Called:
     bundle: Path
     out: str
     err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_rounds() -> Iterator[None]:
+    """Latency is measured in fewer rounds: these tests ask whether it is measured, not how well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgemm.pipeline.timing._MAX_ROUNDS", 8)
+        yield
 
 
 @pytest.fixture(scope="session")
