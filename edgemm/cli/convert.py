@@ -75,17 +75,20 @@ def convert(model: Path, output: Path | None, force: bool, as_json: bool, **opti
     recipe in YAML. The kind is told from the content of the file.
     """
     from edgemm._optional import require
+    from edgemm.bundle import check_output
 
     for package in ("pydantic", "yaml"):
         require(package, extra="convert", why="convert a model")
-    recipe = _recipe(model, options)  # a mistyped word is answered before torch is loaded
+    # What can be answered without torch is answered before it loads.
+    recipe = _recipe(model, options)
+    output = output or Path(model.name).with_suffix(".edgemm")
+    check_output(output, force=force)
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "sklearn"):
         require(package, extra="convert", why="convert a model")
     require("onnxruntime", extra="cpu", why="measure and verify what convert ships")
     from edgemm.cli._progress import RichProgress
     from edgemm.pipeline import convert as run_convert
 
-    output = output or Path(model.name).with_suffix(".edgemm")
     with RichProgress() as progress:
         result = run_convert(recipe, output, force=force, progress=progress)
     if as_json:

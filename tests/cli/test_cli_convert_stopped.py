@@ -228,6 +228,7 @@ def test_full_disk(heavy: Path, tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_full_temporary_folder(heavy: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -103,8 +103,8 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         ended(monkeypatch, ZeroDivisionError("a bug"))
 
 
-def test_closed_pipe_is_quiet() -> None:
-    shell = f"{sys.executable} -m edgemm doctor --json | true; echo ${{PIPESTATUS[0]}}"
+def test_closed_pipe_is_quiet(fusion_bundle: Path) -> None:
+    shell = f"{sys.executable} -m edgemm inspect {fusion_bundle} --json | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", shell],
         capture_output=True,

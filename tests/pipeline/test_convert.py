@@ -287,6 +287,7 @@ def test_model_that_int8_breaks_stays_float_with_the_reason(
     assert refused["decisions"].get("int8", 0) == 0
 
 
+@pytest.mark.slow
 def test_demanded_int8_that_breaks_the_model_is_an_error(outlier: Any, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     with pytest.raises(
