@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 
 class RichProgress:
@@ -16,7 +16,7 @@ class RichProgress:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
@@ -37,13 +37,13 @@ class RichProgress:
         """Shows how far `step` is."""
         if self._task is None or self._task[0] != step:
             self._clear()
-            self._task = (step, self._progress.add_task(f"{step:<11}", total=total))
-        self._progress.update(self._task[1], completed=done, total=total)
+            self._task = (step, self._progress.add_task(f"{step:<11}", total=total, count=""))
+        self._progress.update(self._task[1], completed=done, total=total, count=f"{done:,}/{total:,}")
 
     def status(self, step: str, text: str) -> None:
         """Shows what `step` is doing."""
         self._clear()
-        self._task = (step, self._progress.add_task(f"{step:<11} {text}", total=None))
+        self._task = (step, self._progress.add_task(f"{step:<11} {text}", total=None, count=""))
 
     def step(self, step: str, text: str) -> None:
         """Prints what `step` came to."""

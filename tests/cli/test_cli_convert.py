@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import pickle  # noqa: TID251  makes one, loads none
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ pair (float[batch,4] image, float[batch,3] gyro) => (float[batch,2] logits)
 <float[7,2] w = {{{", ".join(f"{(i * 7 % 5) - 2}" for i in range(14))}}}>
 {{ joined = Concat<axis=1>(image, gyro)  logits = MatMul(joined, w) }}"""
 
+ROOT = Path(__file__).resolve().parents[2]
 RANDOM = np.random.default_rng(0)
 IMAGE = RANDOM.normal(size=(40, 4)).astype(np.float32)
 GYRO = RANDOM.normal(size=(40, 3)).astype(np.float32)
@@ -114,6 +118,47 @@ def test_recipe_and_options_over_it(edgemm: Edgemm, model: Path, npz: Npz, tmp_p
     assert result.json["variants"][0]["accuracy"]["budget"] == 0
     kept = json.loads((tmp_path / "out.edgemm" / "recipe.json").read_text())
     assert (kept["data"]["seed"], kept["evaluate"]["max_drop"], kept["threads"]) == (5, 0, 0)
+
+
+STREAM = f"""{HEAD}
+stream (float[batch,4] image, float[batch,3] gyro, float[batch,3] past_sum)
+  => (float[batch,7] joined, float[batch,3] total)
+{{ total = Add(gyro, past_sum)  joined = Concat<axis=1>(image, total) }}"""
+
+
+def test_declared_inputs_and_states_reach_the_bundle(
+    edgemm: Edgemm, onnx_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = ("--state", "past_sum=total", "--input", "image=batch,4:float32", "--modality", "image=camera")
+    result = edgemm("convert", onnx_file(STREAM), *words, "--json", "-o", tmp_path / "out.edgemm")
+    assert result.code == 0, result.err
+    assert result.json["states"] == [{"input": "past_sum", "output": "total"}]
+    inputs = {i["name"]: (i["modality"], i["shape"]) for i in result.json["inputs"]}
+    assert inputs == {
+        "image": ("camera", ["batch", 4]),
+        "gyro": ("gyro", ["batch", 3]),
+        "past_sum": (None, ["batch", 3]),
+    }
+
+
+@pytest.mark.slow
+def test_bars_on_a_terminal(model: Path, npz: Npz, tmp_path: Path) -> None:
+    if not shutil.which("script"):
+        pytest.skip("no `script` to make a terminal with")
+    data = npz(image=IMAGE, gyro=GYRO)
+    command = f"{sys.executable} -m edgemm convert {model} --calib {data} -o {tmp_path / 'out.edgemm'}"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"},
+    )
+    assert done.returncode == 0, done.stdout
+    assert "\x1b[" in done.stdout
+    assert "━" in done.stdout
+    assert "0/?" not in done.stdout
+    assert "next: edgemm profile" in done.stdout
 
 
 # -- model files ------------------------------------------------------------------------------------------------
@@ -319,43 +364,3 @@ def test_int8_that_cannot_be(fails: Callable[..., str], onnx_file: Callable[...,
     said = fails(joined, "--precision", "int8", "--calib", npz(image=IMAGE, gyro=GYRO))
     assert "int8 was demanded and nothing can be int8: no Conv, Gemm or MatMul" in said
     assert "--precision auto" in said
-
-
-# -- the output -------------------------------------------------------------------------------------------------
-
-
-def test_existing_bundle_is_kept_without_force(edgemm: Edgemm, model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.edgemm"
-    assert edgemm("convert", model, "-o", out).code == 0
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    result = edgemm("convert", model, "-o", out)
-    assert (result.code, result.out) == (1, "")
-    assert result.err == f"error: {out}: there is a bundle already.\nhint:  replace it with --force\n"
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    assert edgemm("convert", model, "-o", out, "--force", "--modality", "gyro=imu").code == 0
-    assert b'"imu"' in (out / "manifest.json").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "out.edgemm"]
-
-
-@pytest.mark.parametrize("force", [(), ("--force",)])
-def test_files_and_folders_are_never_replaced(
-    edgemm: Edgemm, model: Path, tmp_path: Path, force: tuple[str, ...]
-) -> None:
-    content = model.read_bytes()
-    result = edgemm("convert", model, "-o", model, *force)
-    assert result.code == 1
-    assert f"error: {model}: is a file; it is never replaced by a bundle." in result.err
-    assert model.read_bytes() == content
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "me.jpg").write_bytes(b"dear")
-    result = edgemm("convert", model, "-o", tmp_path / "photos", *force)
-    assert result.code == 1
-    assert "photos: exists and is not a bundle." in result.err
-    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["me.jpg"]
-
-
-def test_missing_folder(edgemm: Edgemm, model: Path, tmp_path: Path) -> None:
-    result = edgemm("convert", model, "-o", tmp_path / "no" / "out.edgemm")
-    assert result.code == 1
-    assert "no' does not exist" in result.err
-    assert "mkdir -p" in result.err
