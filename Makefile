@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO := $(VENV)/.demo
 FIXTURES := $(VENV)/.fixtures
 
 .PHONY: setup demo test test-slow check format bench clean help
@@ -18,12 +19,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,convert,dev]'
 	touch $@
 
-$(FIXTURES): $(STAMP) requirements-fixtures.txt requirements-fixtures-nodeps.txt
+$(DEMO): $(STAMP) requirements-demo.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements-demo.txt
+	touch $@
+
+$(FIXTURES): $(DEMO) requirements-fixtures.txt requirements-fixtures-nodeps.txt
 	$(BIN)/pip install --quiet -c constraints.txt -r requirements-fixtures.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements-fixtures-nodeps.txt
 	touch $@
 
-demo: $(FIXTURES)  ## train a fusion model on real data, convert, run, profile
+demo: $(DEMO)  ## train a fusion model on real data, convert, run, profile
 	$(BIN)/python -m recipes.demo
 
 test: $(STAMP)   ## the fast tests
