@@ -264,14 +264,14 @@ def _class_labels(
         raise DataError(
             f"metric '{metric}': labels have shape {target.shape}, output '{output}' {value.shape} gives "
             f"classes of shape {predicted.shape}.",
-            hint="give one class index per prediction, or choose another output with --output",
+            hint="give one class index per prediction, or choose another output with --output-name",
         )
     classes = value.shape[-1] if value.ndim > 1 and value.shape[-1] > 1 else 2
     if target.size and (target.min() < 0 or target.max() >= classes):
         raise DataError(
             f"metric '{metric}': labels go from {target.min()} to {target.max()}, output '{output}' has "
             f"{classes} classes (0 to {classes - 1}).",
-            hint="class indices start at 0; or choose another output with --output",
+            hint="class indices start at 0; or choose another output with --output-name",
         )
     return predicted, target.astype(np.int64)
 
@@ -321,7 +321,7 @@ def _difference(outputs: Outputs, output: str, target: np.ndarray | None, metric
     if value.shape != labels.shape:
         raise DataError(
             f"metric '{metric}': labels have shape {labels.shape}, output '{output}' has {value.shape}.",
-            hint="labels of a regression need the shape of the output; choose it with --output",
+            hint="labels of a regression need the shape of the output; choose it with --output-name",
         )
     return value.astype(np.float64) - labels.astype(np.float64)
 

@@ -7,10 +7,13 @@ torch on the samples. What ended fixed is reported with its reason.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgemm.data import Sample, Samples
+from edgemm.errors import DataError
 from edgemm.export.batching import Reopen, Subject, Tolerance, find_batching
 from edgemm.export.feeds import spread
 from edgemm.export.model import LoadedModel
@@ -24,6 +27,7 @@ from edgemm.export.request import (
 )
 from edgemm.export.sniff import ONNX
 from edgemm.graph import ExportedGraph
+from edgemm.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from edgemm.export.program import TorchProgram
@@ -69,6 +73,7 @@ def _export_torch(
     tolerance = Tolerance(request.absolute_tolerance, request.relative_tolerance)
     rows = list(samples.values())
     program = build_program(loaded, request.inputs, rows[0] if rows else None)
+    _check_saved_sizes(program.inputs, rows)
     progress("running the model in torch")
     states = states_of(program, rows, request.states)
     subject = Subject(program.run, program.inputs, program.examples, rows, states)
@@ -86,6 +91,28 @@ def _export_torch(
         notes += ("parity was checked on synthetic inputs: pass --calib to check on real ones",)
     graph = ExportedGraph(outcome.model, io, provenance(loaded, outcome.model))
     return ExportResult(graph, outcome.dynamic, parity, notes)
+
+
+def _check_saved_sizes(inputs: Sequence[TensorSpec], rows: Sequence[Sample]) -> None:
+    """Refuses data that has one size where the file was saved for another.
+
+    Sizes that change from sample to sample are no mistake: the graph is opened for them, or refused with a reason.
+
+    Raises:
+        DataError: Naming the input, the axis and both sizes.
+    """
+    for spec in inputs:
+        shapes = [np.shape(row[spec.name]) for row in rows if spec.name in row]
+        if not shapes or any(len(shape) != len(spec.shape) - 1 for shape in shapes):
+            continue
+        for axis, saved in list(enumerate(spec.shape))[1:]:
+            sizes = {shape[axis - 1] for shape in shapes}
+            if isinstance(saved, int) and len(sizes) == 1 and saved not in sizes:
+                raise DataError(
+                    f"input '{spec.name}', axis {axis}: the data has the size {sizes.pop()}, the model was saved "
+                    f"for {saved}.",
+                    hint="prepare the data as for training, or save the model with that axis open (dynamic_shapes)",
+                )
 
 
 def _reopener(program: TorchProgram) -> Reopen | None:

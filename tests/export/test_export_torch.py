@@ -295,3 +295,12 @@ def test_float64_data_is_taken_for_a_float32_model(tmp_path: Path) -> None:
     source = save(TwoBranch(), (), tmp_path, "pickle")
     result = export(source, [{k: v.astype(np.float64) for k, v in s.items()} for s in IMAGE_AUDIO])
     assert [i.dtype for i in result.graph.io.inputs] == ["float32", "float32"]
+
+
+def test_data_of_another_size_than_the_file_was_saved_for_is_refused(tmp_path: Path) -> None:
+    path = save(TwoBranch(), (tensor(1, 1, 8, 8), tensor(1, 5)), tmp_path, "pt2")
+    wrong = [{"image": array(1, 7, 8, seed=i), "audio": array(5, seed=i)} for i in range(4)]
+    with pytest.raises(
+        DataError, match="input 'image', axis 2: the data has the size 7, the model was saved for 8"
+    ):
+        export(path, wrong)
