@@ -111,7 +111,7 @@ def _check_saved_sizes(inputs: Sequence[TensorSpec], rows: Sequence[Sample]) -> 
                 raise DataError(
                     f"input '{spec.name}', axis {axis}: the data has the size {sizes.pop()}, the model was saved "
                     f"for {saved}.",
-                    hint="prepare the data as for training, or save the model with that axis open (dynamic_shapes)",
+                    hint="prepare the data as for training, or save it again with that axis open (dynamic_shapes)",
                 )
 
 
