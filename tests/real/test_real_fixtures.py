@@ -55,7 +55,7 @@ def test_float_bundle_gives_what_the_source_gives(convert: Convert, name: str) -
 @pytest.mark.parametrize("name", [*TRAINED, *FOREIGN, *TINY])
 def test_modalities_become_stages(convert: Convert, name: str) -> None:
     result = convert(name, "fp32").result
-    assert {i["name"]: i["modality"] for i in result["inputs"] if "modality" in i} == MODALITIES[name]
+    assert {i["name"]: i["modality"] for i in result["inputs"] if i.get("modality")} == MODALITIES[name]
     modalities = set(MODALITIES[name].values())
     roles = {frozenset(s["modalities"]): s["role"] for s in result["stages"]}
     encoders = {m for s, role in roles.items() if role == "encoder" for m in s}
