@@ -22,5 +22,13 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        try:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:
+            from edgemm.errors import MissingExtraError
+
+            raise MissingExtraError(
+                f"edgemm.{name} needs the package '{error.name}', which is not installed.",
+                hint="pip install 'edgemm[convert,cpu]'",
+            ) from error
     raise AttributeError(f"module 'edgemm' has no attribute {name!r}")

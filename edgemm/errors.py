@@ -30,6 +30,8 @@ class EdgemmError(Exception):
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+        if hasattr(self, "add_note"):  # from Python 3.11 on, a traceback shows the hint as well
+            self.add_note(f"hint: {hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), str(self), self.hint)

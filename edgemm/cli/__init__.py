@@ -47,7 +47,7 @@ class LazyGroup(click.Group):
 
 EPILOG = """\b
 A working day:
-  edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label -o model.edgemm
+  edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label
   edgemm inspect model.edgemm
   edgemm run model.edgemm --data eval.npz -o outputs.npz
   edgemm profile model.edgemm
@@ -56,7 +56,7 @@ A working day:
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="edgemm")
@@ -81,5 +81,9 @@ def main(argv: list[str] | None = None) -> None:
     except EdgemmError as error:
         click.echo(f"error: {error}", err=True)
         click.echo(f"hint:  {error.hint}", err=True)
+        code = 1
+    except MemoryError as error:
+        click.echo(f"error: out of memory: {str(error) or 'no more to be had'}", err=True)
+        click.echo("hint:  use a smaller batch, fewer samples at once, or a machine with more", err=True)
         code = 1
     sys.exit(code or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label -o model.edgemm
-  edgemm convert weights.pt --factory net.py:build --input rgb=batch,3,64,64 --input imu=batch,6
-  edgemm convert clip.onnx --modality input_ids=text --modality attention_mask=text
+  edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label
+  edgemm convert weights.pt --factory net.py:build --calib calib.npz
+  edgemm convert m.onnx --modality ids=text --input imu=batch,6,100:float32
   edgemm convert recipe.yaml --force --json
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Convert a trained model into a bundle.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Bundle to write.", show_default="MODEL.edgemm"
@@ -65,6 +66,13 @@ Examples:
 @click.option("--allow-pickle", is_flag=True, help="Load a pickled nn.Module. Runs code from the file.")
 @click.option("--opset", type=int, help="ONNX opset.", show_default="the exporter's")
 @click.option("--target", type=click.Choice(["cpu"]), help="Device to convert for.", show_default="cpu")
+@click.option(
+    "--blank-share",
+    type=click.FloatRange(0, 0.5),
+    help="Share of the calibration samples with one modality blank, per modality: keeps int8 faithful when a "
+    "sensor drops out.",
+    show_default="0.1",
+)
 @click.option("--threads", type=int, help="Threads to measure with.", show_default="the backend's choice")
 @click.option("--seed", type=int, help="Seed of the data split.", show_default="0")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
@@ -115,7 +123,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 
     places = {
         "model": {"factory": "factory", "allow_pickle": "allow_pickle"},
-        "data": {"calib": "calib", "eval": "eval_", "label": "label", "seed": "seed"},
+        "data": {"calib": "calib", "eval": "eval_", **{key: key for key in ("label", "seed", "blank_share")}},
         "evaluate": {"metric": "metric", "output": "output_name", "max_drop": "max_drop"},
         "export": {"opset": "opset"},
         "quantize": {"precision": "precision", "calibrator": "calibrator"},
@@ -139,4 +147,4 @@ def _print(result: ConvertResult) -> None:
         "\n" + table(shown, [row[: len(shown)] for row in rows], right=("nodes", "parameters", *_COLUMNS[-2:]))
     )
     click.echo("\n" + "\n".join(result.summary_lines()))
-    click.echo(f"{result.path}   next: edgemm profile {result.path}")
+    click.echo(f"{result.path}   next: edgemm profile {shlex.quote(str(result.path))}")

@@ -23,7 +23,7 @@ Examples:
 _READY = ("ok", "too old")
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Show what this machine offers and lacks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
 def doctor(as_json: bool) -> None:
     """Show what is installed here, what the hardware offers, and what is missing.

@@ -17,7 +17,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Show what a model or bundle is made of.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--calib", metavar="PATH", help="Samples that show a model's sizes: .npz, shards, FILE.py:CLASS.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=SHAPE:DTYPE", help="Declare an input.")

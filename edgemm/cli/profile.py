@@ -24,7 +24,7 @@ DEFAULT_SECONDS = 3.0
 WARMUP = 20
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Measure latency, per stage and end to end.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--data",

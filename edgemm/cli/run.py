@@ -19,7 +19,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Run a bundle over a data file.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--data",

@@ -37,7 +37,7 @@ def call_factory(factory: str) -> nn.Module:
             hint="FUNC is a function without arguments that returns the nn.Module, for example models.py:build",
         )
     folder = Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
-    with _importable(folder):
+    with importable(folder):
         module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
         build = _attribute(module, name, factory)
         try:
@@ -56,7 +56,8 @@ def call_factory(factory: str) -> nn.Module:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
+    """Lets modules in `folder` be imported within the block."""
     entry = str(folder)
     sys.path.insert(0, entry)
     try:

@@ -53,7 +53,7 @@ class Feeds:
                 _resize(row[spec.name], spec.shape, goal) for row in (chosen if axis is not None else chosen[:1])
             ]
             joined = np.concatenate(parts, axis=axis) if axis is not None else parts[0]
-            feed[spec.name] = np.ascontiguousarray(joined)
+            feed[spec.name] = np.require(joined, requirements=["C"])
         return feed
 
     def sizes_of(self, row: int) -> dict[str, int]:

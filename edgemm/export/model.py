@@ -19,7 +19,7 @@ from edgemm import _optional
 from edgemm.errors import ModelError
 from edgemm.export import sniff as kinds
 from edgemm.export.archive import check_exported_program, check_torchscript, first_line
-from edgemm.export.factory import call_factory
+from edgemm.export.factory import call_factory, importable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -225,7 +225,8 @@ def _load_pickle(source: ModelSource) -> Any:
     except Exception as error:
         raise _unreadable(source.path, error) from error
     try:
-        return torch.load(source.path, map_location="cpu", weights_only=False)
+        with importable(Path.cwd()):
+            return torch.load(source.path, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"{source.path} is a pickle of a class that cannot be imported here: {first_line(error)}.",
@@ -237,7 +238,7 @@ def _load_pickle(source: ModelSource) -> Any:
 
 
 def _pickle_refusal(path: Path, error: BaseException) -> ModelError:
-    found = re.search(r"(?:GLOBAL|global:?|type)\s+`?'?([\w.]+)", str(error))
+    found = re.search(r"(?:GLOBAL|global:?|type)\s+(?:GLOBAL\s+)?`?'?([\w.]+)", str(error))
     if found is None and "nsupported" not in str(error) and "WeightsUnpickler" not in str(error):
         return _unreadable(path, error)
     names = f" (it names {found.group(1)})" if found else ""

@@ -167,7 +167,8 @@ def _sniff_pickle(path: Path, head: bytes) -> str:
     if head[1] <= 5:
         raise ModelError(
             f"{path} is a Python pickle that torch.save did not write. Loading it runs code from the file.",
-            hint="save the model with torch.export.save(), or its state_dict() with torch.save()",
+            hint="--allow-pickle is for files of torch.save only; save the model with torch.export.save(), or its "
+            "state_dict() with torch.save()",
         )
     raise ModelError(f"{path} is no known kind of file (first bytes {head[:8].hex(' ')}).", hint=_ACCEPTED)
 

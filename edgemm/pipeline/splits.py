@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgemm.data import Samples, Source, Subset, check_samples, open_samples, split, split_in_order
-from edgemm.errors import DataError
+from edgemm.errors import DataError, did_you_mean
 from edgemm.recipe.schema import DataSection
 from edgemm.tensors import IOSpec
 
@@ -60,12 +60,21 @@ def open_splits(section: DataSection) -> Splits:
     """Returns the opened sources; nothing is read yet but their headers.
 
     Raises:
-        DataError: A source is missing, truncated or no set of aligned arrays.
+        DataError: A source is missing, truncated, empty or no set of aligned arrays, or none has the label.
     """
-    return Splits(
-        calib=open_samples(section.calib) if section.calib else None,
-        held_out=open_samples(section.eval) if section.eval else None,
-    )
+    calib = open_samples(section.calib) if section.calib else None
+    held_out = open_samples(section.eval) if section.eval else None
+    sources = [s for s in (calib, held_out) if s is not None]
+    for source in sources:
+        if len(source) == 0:
+            raise DataError(f"{source.origin}: no samples.", hint="it needs at least one row in every array")
+    names = sorted({name for source in sources for name in source.names})
+    if section.label is not None and sources and section.label not in names:
+        raise DataError(
+            f"no array '{section.label}' for the labels (arrays: {', '.join(names)}).",
+            hint=did_you_mean(section.label, names, "name the label array with --label"),
+        )
+    return Splits(calib, held_out)
 
 
 def divide(splits: Splits, section: DataSection, io: IOSpec, warn: Callable[[str], None]) -> Splits:

@@ -164,8 +164,13 @@ class Contest:
         return time_sessions(self.sessions, feeds, seconds=SECONDS)
 
     def _pick(self, precision: str, timings: Mapping[str, Timing]) -> str:
-        """Returns the name of the fastest candidate of `precision`, the preferred layout where it is no slower."""
+        """Returns the name of the fastest candidate of `precision`, the preferred layout where it is no slower.
+
+        The graph as it was exported competes with its rewritten forms: a runtime may know it better.
+        """
         names = [f"{precision}-{layout.name}" for layout in self.layouts]
+        if precision == FLOAT and (self.layouts[-1].name == make.WHOLE or len(self.stages.stages) == 1):
+            names.append(BASELINE)
         best = min(timings[name].ms for name in names)
         return next(name for name in names if timings[name].ms <= MARGIN * best)
 
@@ -216,7 +221,7 @@ class Contest:
         if self.recipe.quantize.precision == INT8:
             raise QuantizationError(f"int8 was demanded and nothing can be int8: {text}.", hint=_REMEDY)
         variant = self.candidates[f"{FLOAT}-{self.layouts[0].name}"].variant
-        empty = Candidate(replace(variant, precision=INT8, decisions=plan.counts(), accuracy=None), {})
+        empty = Candidate(replace(variant, name=INT8, precision=INT8, decisions=plan.counts(), accuracy=None), {})
         return empty.refuse(f"nothing stays int8: {text}")
 
     def _scored(self, candidate: Candidate, scorer: Scorer | None) -> Candidate:

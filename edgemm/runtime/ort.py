@@ -110,7 +110,7 @@ def open_onnx(model: Path | bytes, options: SessionOptions, name: str) -> Any:
     except Exception as error:
         raise BackendError(
             f"engine '{name}' does not open in ONNX Runtime {ort.__version__}: {explain(error)}",
-            hint="is the file a whole ONNX model? if so, update onnxruntime on this device, or convert it again",
+            hint="is it a whole ONNX file? then update onnxruntime; any other model goes through edgemm convert",
         ) from error
 
 
