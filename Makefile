@@ -32,7 +32,7 @@ demo: $(DEMO)  ## train a fusion model on real data, convert, run, profile
 	$(BIN)/python -m recipes.demo
 
 test: $(STAMP)   ## the fast tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-slow: $(FIXTURES)  ## convert, run and score every fixture (long)
 	$(BIN)/pytest -m slow

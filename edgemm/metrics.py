@@ -334,6 +334,12 @@ def _mse(outputs: Outputs, output: str, target: np.ndarray | None) -> float:
     return float(np.mean(np.square(_difference(outputs, output, target, "mse"))))
 
 
+def is_classes(value: np.ndarray) -> bool:
+    """True for integers and for scores [samples, classes]: outputs that agree or do not."""
+    part = numeric_parts(value)[0] if value.dtype == object and len(value) else value
+    return part.dtype.kind in "iub" or (part.ndim == 2 and part.shape[1] > 1)
+
+
 def _agreement(outputs: Outputs, output: str, target: np.ndarray | None) -> float:
     """[samples, classes]: share of equal argmax. Integers: share of equal values. Others (regression): cosine."""
     value, reference = _scores(outputs, output, target, "agreement")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -70,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     A reader that closes the pipe early ends it quietly with exit code 1; click sees to that.
     """
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what torch warns of, edgemm checks; -W shows them
     try:
         code = cli.main(args=argv, prog_name="edgemm", standalone_mode=False)
     except click.ClickException as error:

@@ -20,6 +20,9 @@ Reopen = Callable[[Feed, tuple[int, int, int], Callable[[], bool]], bool]
 Run = Callable[[Feed], dict[str, np.ndarray]]
 
 _ROWS = 3
+"""Rows without data, and the smallest batch that is compared."""
+
+_MOST_ROWS = 16
 _REPEATS = 3
 
 
@@ -128,6 +131,16 @@ def find_batching(subject: Subject, tolerance: Tolerance, reopen: Reopen | None 
     return tried[0]
 
 
+def fixed_batch_note(batching: Batching) -> tuple[str, ...]:
+    """Returns what a user must know of a model whose samples cannot share a call; nothing otherwise."""
+    if batching.dynamic or not batching.has_axis:
+        return ()
+    return (
+        f"the batch is fixed at {batching.size}: {batching.reason}; sessions run several samples "
+        f"{batching.size} at a time, each as if it were alone",
+    )
+
+
 def _rows_that_run(subject: Subject, axes: Mapping[str, int | None]) -> Feeds:
     """Returns rows; random ones at the first open size that the model accepts."""
     first = make_rows(subject, axes)
@@ -230,29 +243,30 @@ def compare_batches(subject: Subject, feeds: Feeds, tolerance: Tolerance) -> str
     """Returns why a batch of several is not the same as single runs; an empty text when it is."""
     run = subject.run
     sizes = feeds.sizes_of(0)
+    rows = min(len(feeds.rows), _MOST_ROWS)
     try:
-        singles = [run(feeds.call(1, i, sizes)) for i in range(_ROWS)]
+        singles = [run(feeds.call(1, i, sizes)) for i in range(rows)]
     except Exception as error:
         return f"the model fails at batch 1: {first_line(error)}"
     try:
-        together = run(feeds.call(_ROWS, 0, sizes))
+        together = run(feeds.call(rows, 0, sizes))
     except Exception as error:
-        return f"the model fails at batch {_ROWS}: {first_line(error)}"
+        return f"the model fails at batch {rows}: {first_line(error)}"
     state_axis = {s.output: feeds.axes[s.input] for s in subject.states}
     for name, value in together.items():
         axis = state_axis.get(name) if name in state_axis else 0
         alone = [single[name] for single in singles]
         if axis is None or value.ndim <= axis or alone[0].ndim <= axis:
-            return f"output '{name}' has shape {value.shape} for {_ROWS} samples: no axis counts them"
+            return f"output '{name}' has shape {value.shape} for {rows} samples: no axis counts them"
         joined = np.concatenate(alone, axis=axis) if _stackable(alone, axis) else alone[0]
         if joined.shape != value.shape:
-            return f"output '{name}' has shape {value.shape} for {_ROWS} samples and {alone[0].shape} for one"
+            return f"output '{name}' has shape {value.shape} for {rows} samples and {alone[0].shape} for one"
         if not _equal(joined, value, tolerance):
             parity = OutputParity()
             parity.add(joined, value, 0)
             return (
                 f"a sample's result depends on the others in its batch: output '{name}' differs by "
-                f"{parity.max_abs:.2g} between a batch of {_ROWS} and single runs"
+                f"{parity.max_abs:.2g} between a batch of {rows} and single runs"
             )
     return ""
 

@@ -15,12 +15,28 @@ from edgemm.compare import ParityReport
 from edgemm.data import Sample, make_feed
 from edgemm.errors import ExportError, ModelError, RecipeError, did_you_mean
 from edgemm.export.archive import first_line
-from edgemm.export.batching import Batching, Run, Subject, Tolerance, check_repeatable, find_batching
+from edgemm.export.batching import (
+    Batching,
+    Run,
+    Subject,
+    Tolerance,
+    check_repeatable,
+    find_batching,
+    fixed_batch_note,
+)
 from edgemm.export.describe import describe, provenance
 from edgemm.export.feeds import Feeds, cast_row
 from edgemm.export.model import LoadedModel
 from edgemm.export.onnx_graph import clean, name_sizes, specs
-from edgemm.export.request import DynamicDim, DynamicReport, ExportRequest, ExportResult, FixedDim, Progress
+from edgemm.export.request import (
+    DynamicDim,
+    DynamicReport,
+    ExportRequest,
+    ExportResult,
+    FixedDim,
+    Progress,
+    with_single_sizes,
+)
 from edgemm.export.signature import find_states
 from edgemm.export.verify import OrtRunner, prove_sizes
 from edgemm.graph import ExportedGraph
@@ -104,8 +120,10 @@ def adopt_onnx(
     progress("checking that batches and single runs agree")
     parity = _batch_parity(runner, io, feeds, samples)
     notes = loaded.notes + (("--opset does not apply to an .onnx file",) if request.opset else ())
+    notes += fixed_batch_note(batching)
     if not rows:
         notes += ("the graph was run on synthetic inputs: pass --calib to run it on real ones",)
+    dynamic = with_single_sizes(dynamic, io)
     return ExportResult(ExportedGraph(model, io, provenance(loaded, model)), dynamic, parity, notes)
 
 

@@ -76,8 +76,11 @@ def build_program(loaded: LoadedModel, declared: Sequence[TensorSpec], row: Samp
 
 def states_of(
     program: TorchProgram, rows: Sequence[Sample], declared: Sequence[StateSpec]
-) -> tuple[StateSpec, ...]:
+) -> tuple[tuple[StateSpec, ...], tuple[StateSpec, ...]]:
     """Returns the inputs that come back as outputs, after one run of the model to see its outputs.
+
+    An input that the data holds is taken for an ordinary one unless it is declared; the second tuple has those
+    that look like states all the same.
 
     Raises:
         RecipeError: A declared state does not exist or does not fit.
@@ -102,7 +105,8 @@ def states_of(
     returned = [TensorSpec(name, value.dtype.name, value.shape) for name, value in outputs.items()]
     with_data = {name for row in rows for name in row}
     candidates = [s for s in seen if s.name not in with_data or any(d.input == s.name for d in declared)]
-    return find_states(candidates if rows else seen, returned, declared)
+    found = find_states(candidates if rows else seen, returned, declared)
+    return found, tuple(s for s in find_states(seen, returned, declared) if s not in found)
 
 
 def _run_without_memory(program: TorchProgram, feed: Feed) -> dict[str, np.ndarray]:

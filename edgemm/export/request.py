@@ -8,9 +8,11 @@ from typing import Any
 
 from edgemm.compare import ParityReport
 from edgemm.graph import ExportedGraph
-from edgemm.tensors import StateSpec, TensorSpec
+from edgemm.tensors import IOSpec, StateSpec, TensorSpec
 
 Progress = Callable[[str], None]
+
+_SINGLE = "the only size that the file and the data show; --input NAME=SHAPE:DTYPE opens it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +58,44 @@ class FixedDim:
 
 @dataclass(frozen=True, slots=True)
 class DynamicReport:
-    """Which dimensions of the inputs may change from call to call, and which ended fixed and why."""
+    """Which dimensions of the inputs may change from call to call, and which ended fixed and why.
+
+    Attributes:
+        dynamic: Open dimensions.
+        fixed: Dimensions that might have been open and are not.
+        single: Dimensions of which file and data show one size only; nobody asked for them to be open.
+    """
 
     dynamic: tuple[DynamicDim, ...]
     fixed: tuple[FixedDim, ...]
+    single: tuple[FixedDim, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns `{dynamic: [{tensor, axis, symbol, checked}], fixed: [{tensor, axis, size, reason}]}`."""
+        """Gives `{dynamic: [{tensor, axis, symbol, checked}], fixed: [{tensor, axis, size, reason}], single}`."""
+
+        def plain(dims: tuple[FixedDim, ...]) -> list[dict[str, Any]]:
+            return [{"tensor": f.tensor, "axis": f.axis, "size": f.size, "reason": f.reason} for f in dims]
+
         return {
             "dynamic": [
                 {"tensor": d.tensor, "axis": d.axis, "symbol": d.symbol, "checked": list(d.checked)}
                 for d in self.dynamic
             ],
-            "fixed": [
-                {"tensor": f.tensor, "axis": f.axis, "size": f.size, "reason": f.reason} for f in self.fixed
-            ],
+            "fixed": plain(self.fixed),
+            "single": plain(self.single),
         }
+
+
+def with_single_sizes(report: DynamicReport, io: IOSpec) -> DynamicReport:
+    """Returns `report` with every other number in the inputs' shapes as `single`."""
+    known = {(d.tensor, d.axis) for d in report.dynamic} | {(f.tensor, f.axis) for f in report.fixed}
+    single = tuple(
+        FixedDim(spec.name, axis, size, _SINGLE)
+        for spec in io.feed_inputs
+        for axis, size in enumerate(spec.shape)
+        if isinstance(size, int) and (spec.name, axis) not in known
+    )
+    return DynamicReport(report.dynamic, report.fixed, single)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgemm.data import Sample, Samples
 from edgemm.errors import DataError
-from edgemm.export.batching import Reopen, Subject, Tolerance, find_batching
+from edgemm.export.batching import Reopen, Subject, Tolerance, find_batching, fixed_batch_note
 from edgemm.export.feeds import spread
 from edgemm.export.model import LoadedModel
 from edgemm.export.request import (
@@ -24,6 +24,7 @@ from edgemm.export.request import (
     ExportResult,
     FixedDim,
     Progress,
+    with_single_sizes,
 )
 from edgemm.export.sniff import ONNX
 from edgemm.graph import ExportedGraph
@@ -75,7 +76,7 @@ def _export_torch(
     program = build_program(loaded, request.inputs, rows[0] if rows else None)
     _check_saved_sizes(program.inputs, rows)
     progress("running the model in torch")
-    states = states_of(program, rows, request.states)
+    states, likely = states_of(program, rows, request.states)
     subject = Subject(program.run, program.inputs, program.examples, rows, states)
     batching = find_batching(subject, tolerance, _reopener(program))
     outcome = climb(program, batching, request, progress)
@@ -87,10 +88,17 @@ def _export_torch(
         notes += (
             "the file was saved for one batch size; the batch was opened, and single runs and batches agree",
         )
+    notes += tuple(
+        f"input '{s.input}' comes back as output '{s.output}': to keep it between calls, declare "
+        f"--state {s.input}={s.output}"
+        for s in likely
+    )
+    notes += fixed_batch_note(batching)
     if not rows:
         notes += ("parity was checked on synthetic inputs: pass --calib to check on real ones",)
     graph = ExportedGraph(outcome.model, io, provenance(loaded, outcome.model))
-    return ExportResult(graph, outcome.dynamic, parity, notes)
+    dynamic = with_single_sizes(outcome.dynamic, io)
+    return ExportResult(graph, dynamic, parity, notes)
 
 
 def _check_saved_sizes(inputs: Sequence[TensorSpec], rows: Sequence[Sample]) -> None:

@@ -130,7 +130,10 @@ def _export_line(exported: ExportResult) -> str:
     dims = exported.dynamic.dynamic
     checked = {d.symbol: ", ".join(map(str, d.checked)) for d in dims}
     text = "; ".join(f"{symbol} dynamic (checked at {sizes})" for symbol, sizes in checked.items())
-    fixed = "; ".join(f"{f.tensor} axis {f.axis} fixed at {f.size}: {f.reason}" for f in exported.dynamic.fixed)
+    reasons: dict[str, list[str]] = {}
+    for f in exported.dynamic.fixed:
+        reasons.setdefault(f.reason, []).append(f"{f.tensor} axis {f.axis} fixed at {f.size}")
+    fixed = "; ".join(f"{', '.join(dims)}: {reason}" for reason, dims in reasons.items())
     opset = exported.graph.model.opset_imports.get("", 0)
     parity = f"parity max-abs {exported.parity.max_abs:.1e}, cosine {exported.parity.cosine:.6f}"
     return "; ".join(part for part in (f"ONNX opset {opset}", text, fixed, parity) if part)

@@ -12,7 +12,16 @@ import numpy as np
 from edgemm.compare import OutputParity
 from edgemm.data import Samples
 from edgemm.errors import DataError
-from edgemm.metrics import Metric, choose_output, collect_labels, collect_outputs, metric, numeric_parts, score
+from edgemm.metrics import (
+    Metric,
+    choose_output,
+    collect_labels,
+    collect_outputs,
+    is_classes,
+    metric,
+    numeric_parts,
+    score,
+)
 from edgemm.recipe.schema import EvaluateSection
 from edgemm.runtime.fusion import FusionSession
 
@@ -97,6 +106,8 @@ def score_float(session: FusionSession, samples: Samples, label: str | None, sec
     chosen = choose_metric(section, samples, label)
     output = choose_output(session.io, section.output)
     reference = collect_outputs(session.run, session.io, samples, batch=section.batch, reset=session.reset_state)
+    if section.metric is None and chosen.name == "agreement" and not is_classes(reference[output]):
+        chosen = metric("cosine")
     labels = collect_labels(samples, label) if label is not None else None
     value = score(chosen, reference, output, labels=labels, reference=reference)
     if not math.isfinite(value):

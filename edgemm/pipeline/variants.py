@@ -202,7 +202,12 @@ class Contest:
             if drop is None:
                 return f"{accuracy['metric']} is no number on {where}"
             if drop > budget:
-                return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}"
+                few = (
+                    f"; one sample is {1 / accuracy['samples']:.2g}: give more"
+                    if drop * accuracy["samples"] < 5
+                    else ""
+                )
+                return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}{few}"
             lost = 1 - (accuracy["cosine"] or 0.0)
             if accuracy["metric"] == "agreement" and lost > budget:
                 return f"cosine with the float output drops by {lost:.4g} on {where}, budget {budget:.4g}"
@@ -219,7 +224,10 @@ class Contest:
             else "no Conv, Gemm or MatMul"
         )
         if self.recipe.quantize.precision == INT8:
-            raise QuantizationError(f"int8 was demanded and nothing can be int8: {text}.", hint=_REMEDY)
+            raise QuantizationError(
+                f"int8 was demanded and nothing can be int8: {text}.",
+                hint="use --precision auto: int8 cannot make this model faster or keep it within the budget",
+            )
         variant = self.candidates[f"{FLOAT}-{self.layouts[0].name}"].variant
         empty = Candidate(replace(variant, name=INT8, precision=INT8, decisions=plan.counts(), accuracy=None), {})
         return empty.refuse(f"nothing stays int8: {text}")

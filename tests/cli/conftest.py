@@ -201,3 +201,9 @@ def npz(tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for a whole diagram, whatever the tests run in."""
+    monkeypatch.setenv("COLUMNS", "120")

@@ -309,7 +309,11 @@ def test_reader_that_fails(fails: Callable[..., str], model: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        (("--label", "labl"), "data.npz: label 'labl' is not there (labels: label).", "did you mean 'label'?"),
+        (
+            ("--label", "labl"),
+            "no array 'labl' for the labels (arrays: gyro, image, label).",
+            "did you mean 'label'?",
+        ),
         (("--label", "image"), "label 'image' is an input of the model, not a label", "leave --label out"),
         (("--metric", "acuracy", "--label", "label"), "no metric 'acuracy'", "did you mean 'accuracy'?"),
         (("--metric", "f1_macro"), "metric 'f1_macro' needs labels.", "--label"),

@@ -98,7 +98,7 @@ def test_inspect_says_the_same_of_model_and_bundle(edgemm, made: Made) -> None:
     assert image == {"elements": 80, "bytes": 320}
 
 
-def test_inspect_as_text(edgemm, made: Made) -> None:
+def test_inspect_as_text(wide_terminal: None, edgemm, made: Made) -> None:
     result = edgemm("inspect", made.folder / "net.pt2", "--modality", "gyro=motion")
     assert result.code == 0, result.err
     assert "exported program · opset" in result.out

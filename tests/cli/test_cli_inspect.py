@@ -124,7 +124,7 @@ camera encoder, lidar encoder ─▶ far fusion head (14 nodes, 98 k) ─▶ far
     )
 
 
-def test_bundle_as_text(edgemm, fusion_bundle: Path) -> None:
+def test_bundle_as_text(wide_terminal: None, edgemm, fusion_bundle: Path) -> None:
     result = edgemm("inspect", fusion_bundle)
     assert result.code == 0, result.err
     out = result.out

@@ -188,7 +188,7 @@ def test_a_model_for_one_sample_at_a_time_ends_fixed_with_the_reason(tmp_path: P
     result = export(save(OneAtATime(), (), tmp_path, "pickle"), samples)
     assert result.graph.io.batch == 1
     assert [(f.tensor, f.axis, f.size) for f in result.dynamic.fixed] == [("image", 0, 1), ("audio", 0, 1)]
-    assert "fails at batch 3" in reasons(result)
+    assert "fails at batch 4" in reasons(result)
     assert result.parity.outputs["output"].samples == 4
 
 
