@@ -11,8 +11,10 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import yaml
 
 from edgemm.cli import VERBS, cli
+from edgemm.recipe import build_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -121,7 +123,7 @@ def test_options_exist() -> None:
 def test_extras_exist() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     extras = set(re.findall(r"^([a-z]+) = \[", text.split("[project.optional-dependencies]")[1], re.MULTILINE))
-    named = {extra for group in words(r"edgemm\[([a-z,]+)\]") for extra in group.split(",")}
+    named = {extra for group in words(r"pip install '\.\[([a-z,]+)\]'") for extra in group.split(",")}
     assert named
     assert named <= extras
 
@@ -131,3 +133,8 @@ def test_links_lead_somewhere(file: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / file).read_text()):
         if not target.startswith(("https://", "mailto:")):
             assert (ROOT / target).exists(), f"{file}: {target}"
+
+
+def test_recipe_is_valid() -> None:
+    (recipe,) = blocks("yaml")
+    assert build_recipe(yaml.safe_load(recipe), where="README").evaluate.metric == "f1_macro"
