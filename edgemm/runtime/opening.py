@@ -38,7 +38,7 @@ def open_session(
     """
     if threads is not None and threads < 0:
         raise BackendError(f"threads: got {threads}, expected 0 or more.", hint="0 lets the backend decide")
-    options = SessionOptions(threads=threads or 0)
+    options = SessionOptions(threads=threads or 0, spinning=True)
     path = Path(path)
     if path.is_file():
         return _open_onnx(path, target, options)
@@ -59,14 +59,16 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: in
     """Returns a session on one variant whose files lie below `folder` and are trusted.
 
     `open_session` verifies a bundle and then comes here; a conversion that tries variants before there is a
-    bundle comes here directly.
+    bundle comes here directly. A lone engine keeps the backend's own threading; the pools of several engines would
+    take the cores from each other, so theirs rest between runs.
 
     Raises:
         BackendError: An engine does not open on this device.
         BundleError: An engine takes or gives something else than the manifest says.
         MissingExtraError: The backend of the variant is not installed.
     """
-    return _chain(manifest, variant, _open_engines(folder, variant, SessionOptions(threads=threads)))
+    options = SessionOptions(threads=threads, spinning=len(variant.engines) == 1)
+    return _chain(manifest, variant, _open_engines(folder, variant, options))
 
 
 def _chain(manifest: Manifest, variant: Variant, engines: list[EngineSession]) -> FusionSession:
