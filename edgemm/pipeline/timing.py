@@ -21,7 +21,9 @@ from edgemm.tensors import Feed, IOSpec
 FEEDS = 16
 """Different samples that a measurement cycles over."""
 
-_REST = 0.003
+_REST = 0.06
+"""Seconds until the threads of an ONNX Runtime session with default options have stopped spinning after a run."""
+
 _BLOCK_SECONDS = 0.02
 _MAX_BLOCK = 10
 _MIN_ROUNDS = 7
