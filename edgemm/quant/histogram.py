@@ -55,7 +55,9 @@ class Histogram:
             values, low, high = finite, float(finite.min()), float(finite.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += values.size
-        self._grow(math.frexp(max(abs(low), abs(high)))[1])
+        largest = max(abs(low), abs(high))
+        if largest > 0:  # zeros fit any range
+            self._grow(math.frexp(largest)[1])
         # float64 for the scaling: a tiny 2^-e overflows float32, and both widths then give the same bins.
         scaled = np.floor(values.astype(np.float64, copy=False) * (HALF * math.ldexp(1.0, -self.exponent)))
         self.counts += np.bincount(scaled.astype(np.int32) + HALF, minlength=2 * HALF)

@@ -82,6 +82,16 @@ def test_merged_histograms_count_exactly_what_one_would(parts):
     assert one.counts.sum() == flat.size
 
 
+def test_zeros_do_not_widen_the_range():
+    zeros, small, one = Histogram(), Histogram(), Histogram()
+    zeros.add(np.zeros(3, np.float32))
+    small.add(np.float32([0.25]))
+    one.add(np.float32([0, 0.25, 0, 0]))
+    zeros.merge(small)
+    assert zeros.exponent == one.exponent == -1
+    np.testing.assert_array_equal(zeros.counts, one.counts)
+
+
 def test_memory_is_constant():
     histogram = Histogram()
     for scale in (1e-3, 1.0, 1e6):
