@@ -35,6 +35,7 @@ test: $(STAMP)   ## the fast tests
 	$(BIN)/pytest -n 2
 
 test-slow: $(FIXTURES)  ## convert, run and score every fixture (long)
+	HYPOTHESIS_PROFILE=fresh $(BIN)/pytest -n 2 -m hypothesis
 	$(BIN)/pytest -m slow
 
 check: $(STAMP)  ## ruff, mypy strict, import-linter
