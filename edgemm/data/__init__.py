@@ -5,7 +5,7 @@ inputs are labels. `open_samples` reads `.npz`, a folder of `.npz` shards, or th
 `check_samples` holds them against the model in one streaming pass; `split` makes disjoint parts.
 """
 
-from edgemm.data.blanks import Blanked, with_blanks
+from edgemm.data.blanks import Blank, Blanked, BlankValues, blank_twins, blank_values, with_blanks
 from edgemm.data.check import ArrayInfo, DataReport, check_samples, describe
 from edgemm.data.reader import load_attribute
 from edgemm.data.samples import (
@@ -27,6 +27,8 @@ from edgemm.data.synthetic import checked_sizes, random_feed
 
 __all__ = [
     "ArrayInfo",
+    "Blank",
+    "BlankValues",
     "Blanked",
     "DataReport",
     "Sample",
@@ -34,6 +36,8 @@ __all__ = [
     "Source",
     "Subset",
     "batches",
+    "blank_twins",
+    "blank_values",
     "check_samples",
     "checked_sizes",
     "describe",

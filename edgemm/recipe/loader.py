@@ -97,4 +97,16 @@ def _resolve(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     metric = (fields.get("evaluate") or {}).get("metric") if isinstance(fields.get("evaluate"), dict) else None
     if isinstance(metric, str) and ".py:" in metric:
         at("evaluate", "metric")
+    inputs = fields.get("inputs")
+    if isinstance(inputs, dict):
+        fields["inputs"] = {name: _with_blank_file(section, folder) for name, section in inputs.items()}
     return fields
+
+
+def _with_blank_file(section: Any, folder: Path) -> Any:
+    blank = section.get("blank") if isinstance(section, dict) else None
+    if isinstance(blank, dict) and isinstance(blank.get("file"), str):
+        blank = blank["file"]
+    if not isinstance(blank, str) or not blank.endswith(".npy"):
+        return section
+    return section | {"blank": str(folder / blank)}  # an absolute path stays as it is

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from edgemm.data import Blank
+from edgemm.errors import DataError
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
 Precision = Literal["auto", "fp32", "int8"]
@@ -37,6 +41,24 @@ class InputSection(Section):
     modality: str | None = Field(default=None, description="Modality that this input belongs to.")
     shape: tuple[int | str, ...] | None = Field(default=None, description="Sizes, or names of symbolic ones.")
     dtype: str = Field(default="float32", description="numpy dtype name.")
+    blank: str | None = Field(
+        default=None,
+        description="What it gives when its sensor is silent: zeros, mean, silence:LEVEL (noise of that standard "
+        "deviation), constant:VALUE or FILE.npy; default: zeros for floats, unchanged for integers.",
+    )
+
+    @field_validator("blank", mode="before")
+    @classmethod
+    def _known_blank(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and len(value) == 1:  # `blank: {silence: 1e-3}`
+            (kind, level), *_ = value.items()
+            value = level if kind == "file" else f"{kind}:{level}"
+        if isinstance(value, str):
+            try:
+                Blank.parse(value)
+            except DataError as error:
+                raise ValueError(str(error)) from error
+        return value
 
 
 class DataSection(Section):
@@ -58,8 +80,8 @@ class DataSection(Section):
         default=0.1,
         ge=0,
         le=0.5,
-        description="Share of the calibration samples, per modality, that are run with that modality's float "
-        "inputs zero, so that int8 stays faithful when a sensor drops out.",
+        description="Share of the calibration samples, per modality, that are run with that modality blank "
+        "(`inputs.NAME.blank`), so that int8 stays faithful when a sensor drops out.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the split.")
 

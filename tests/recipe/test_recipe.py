@@ -102,3 +102,18 @@ def test_merge_goes_into_sections() -> None:
         "d": 3,
         "e": 5,
     }
+
+
+def test_blanks_are_read_and_their_files_are_the_recipes_own(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "model: {path: m.pt2}\ninputs:\n  a: {blank: mean}\n  b: {blank: {silence: 1e-3}}\n"
+        "  c: {blank: {file: quiet.npy}}\n  d: {}\n"
+    )
+    inputs = load_recipe(file).inputs
+    assert [inputs[n].blank for n in "abcd"] == ["mean", "silence:1e-3", str(tmp_path / "quiet.npy"), None]
+
+
+def test_a_blank_of_no_kind_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"inputs.a.blank: blank: got 'quite', expected zeros, mean"):
+        build_recipe({"model": {"path": "m.pt2"}, "inputs": {"a": {"blank": "quite"}}}, where="options")
