@@ -8,13 +8,16 @@ from typing import Any
 import click
 
 
-def input_fields(inputs: Iterable[str], modalities: Iterable[str], states: Iterable[str]) -> dict[str, Any]:
+def input_fields(
+    inputs: Iterable[str], modalities: Iterable[str], states: Iterable[str], blanks: Iterable[str] = ()
+) -> dict[str, Any]:
     """Returns the recipe sections `inputs` and `states`; a section that nothing was given for is left out.
 
     Args:
         inputs: Texts of `--input NAME=SHAPE:DTYPE`.
         modalities: Texts of `--modality INPUT=NAME`.
         states: Texts of `--state IN=OUT`.
+        blanks: Texts of `--blank INPUT=WHAT`.
 
     Raises:
         click.BadParameter: A text is not of its form.
@@ -29,6 +32,9 @@ def input_fields(inputs: Iterable[str], modalities: Iterable[str], states: Itera
     for text in modalities:
         name, value = pair("--modality", text, "INPUT=NAME")
         sections.setdefault(name, {})["modality"] = value
+    for text in blanks:
+        name, value = pair("--blank", text, "INPUT=WHAT")
+        sections.setdefault(name, {})["blank"] = value
     kept = dict(pair("--state", text, "IN=OUT") for text in states)
     return ({"inputs": sections} if sections else {}) | ({"states": kept} if kept else {})
 

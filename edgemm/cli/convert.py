@@ -73,6 +73,14 @@ Examples:
     "sensor drops out.",
     show_default="0.1",
 )
+@click.option(
+    "--blank",
+    "blanks",
+    multiple=True,
+    metavar="INPUT=WHAT",
+    help="What a silent input looks like: zeros, mean, silence:LEVEL, constant:VALUE or FILE.npy.",
+    show_default="zeros for float inputs",
+)
 @click.option("--threads", type=int, help="Threads to measure with.", show_default="the backend's choice")
 @click.option("--seed", type=int, help="Seed of the data split.", show_default="0")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
@@ -134,7 +142,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     }
     top = {key: options[key] for key in ("target", "layout", "threads") if options[key] is not None}
     fields = {name: section for name, section in fields.items() if section} | top
-    return fields | input_fields(options["inputs"], options["modalities"], options["states"])
+    return fields | input_fields(options["inputs"], options["modalities"], options["states"], options["blanks"])
 
 
 _COLUMNS = ("stage", "modality", "nodes", "parameters", "precision", "float ms", "edge ms")
