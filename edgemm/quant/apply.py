@@ -1,5 +1,7 @@
 """A plan carried out: Q/DQ around what the plan made int8, weights stored as int8. Decides nothing itself.
 
+Dynamic int8 and weight-only nodes are the matter of `dynamic` and `weight_only`. Static int8 is done here:
+
     x ─ Q ─ DQ ─ Conv ─ Relu ─ Q ─ DQ ─ Conv ─ Q ─ DQ ─ Add ─ Q ─ DQ ...
              W8 ─ DQ ┘
 
@@ -16,6 +18,7 @@ Every tensor gets at most one Q/DQ pair, however many nodes read it. Where the p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,18 +27,24 @@ import onnx_ir as ir
 from edgemm.errors import QuantizationError
 from edgemm.partition import Stage
 from edgemm.quant import arithmetic
-from edgemm.quant.plan import INT8, Decision, QuantPlan
+from edgemm.quant.dynamic import make_dynamic
+from edgemm.quant.edit import Editor, make_node
+from edgemm.quant.kernels import verdict
+from edgemm.quant.plan import DYNAMIC, FLOAT, INT8, WEIGHT4, WEIGHT8, Decision, QuantPlan
 from edgemm.quant.table import CalibrationTable, TensorRange
 from edgemm.quant.tensors import (
+    JOINS,
     MOVES,
     WEIGHTED,
     constant_array,
     data_inputs,
+    given_constant,
     named_nodes,
     output_to_scale,
     table_key,
     weight_axis,
 )
+from edgemm.quant.weight_only import make_weight_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +72,50 @@ def quantize_stage(stage: Stage, plan: QuantPlan, table: CalibrationTable) -> Qu
 
 
 def apply_plan(stage: Stage, plan: QuantPlan, table: CalibrationTable) -> ir.Model:
-    """Returns a new graph of `stage` in which every int8 decision of `plan` is Q/DQ; the stage is not changed.
+    """Returns a new graph of `stage` with its decisions of `plan` carried out; the stage is not changed.
 
     Names, dtypes and order of the graph's inputs and outputs stay. Equal arguments give equal bytes.
 
     Raises:
-        QuantizationError: The plan names a node that the stage lacks, or a tensor without a calibrated range.
+        QuantizationError: The plan names a node that the stage lacks, a precision that the node has no kernel
+            for, an option that it does not have, or a tensor without a calibrated range.
     """
     model = stage.model.clone()
-    chosen = [d for d in plan.stage(stage.name) if d.precision == INT8]
+    chosen = [d for d in plan.stage(stage.name) if d.precision != FLOAT]
+    if not chosen:
+        return model
     nodes = named_nodes(model.graph)
     for decision in chosen:
-        if decision.node not in nodes:
-            raise QuantizationError(
-                f"the plan quantizes node '{decision.node}' of stage '{stage.name}', which has no such node.",
-                hint="the plan was made for another model or export; plan again",
-            )
-    if chosen:
-        editor = _Editor(stage.name, model, table, int(plan.calibration.get("weight_bits", 8)))
-        editor.run([nodes[d.node] for d in chosen])
+        _check(decision, nodes)
+    editor = Editor(model, int(plan.calibration.get("weight_bits", 8)))
+    static = [nodes[d.node] for d in chosen if d.precision == INT8]
+    if static:
+        _StaticEditor(stage.name, editor, table).run(static)
+    for decision in chosen:
+        if decision.precision == DYNAMIC:
+            make_dynamic(editor, nodes[decision.node])
+        elif decision.precision in (WEIGHT8, WEIGHT4):
+            make_weight_only(editor, nodes[decision.node], decision.precision, decision.options)
+    editor.drop_unused()
     return model
+
+
+def _check(decision: Decision, nodes: Mapping[str, ir.Node]) -> None:
+    where = f"'{decision.node}' of stage '{decision.stage}'"
+    if decision.node not in nodes:
+        raise QuantizationError(
+            f"the plan has {decision.precision} for {where}, which has no such node.",
+            hint="the plan was made for another model or export; plan again",
+        )
+    node = nodes[decision.node]
+    found = verdict(node)
+    listed = found.alternatives if found is not None else (INT8, FLOAT) if node.op_type in JOINS else (FLOAT,)
+    if decision.precision not in listed:
+        raise QuantizationError(
+            f"node {where} ({node.op_type}): got precision '{decision.precision}', expected {' or '.join(listed)}"
+            + (f"; {found.reason}." if found is not None else "."),
+            hint="an edited plan may only use what a node has a kernel for; edgemm plan lists it",
+        )
 
 
 @dataclass(slots=True)
@@ -95,13 +128,12 @@ class _Pair:
 
 
 @dataclass(slots=True)
-class _Editor:
-    """Edits one graph in place."""
+class _StaticEditor:
+    """Puts Q/DQ into one graph."""
 
     stage: str
-    model: ir.Model
+    editor: Editor
     table: CalibrationTable
-    bits: int
     pairs: dict[ir.Value, _Pair] = field(default_factory=dict)
     weights: dict[tuple[str, int, bytes], ir.Value] = field(default_factory=dict)
 
@@ -119,22 +151,17 @@ class _Editor:
                 node.replace_input_with(index, self.pairs[value].dequantized)
             if node.op_type in WEIGHTED:
                 self._quantize_weight(node, self.pairs[readers[node][0][1]])
-        self._drop_unused()
 
     def _make_pair(self, value: ir.Value, value_range: TensorRange) -> None:
         scale = arithmetic.activation_scale(value_range)
-        s = self._constant(f"{value.name}/scale", np.asarray(scale.scale, np.float32))
-        z = self._constant(f"{value.name}/zero_point", np.asarray(scale.zero_point, np.uint8))
-        quantize = _node("QuantizeLinear", [value, s, z], f"{value.name}/quantized", {})
-        dequantize = _node("DequantizeLinear", [quantize.outputs[0], s, z], f"{value.name}/dequantized", {})
+        s = self.editor.constant(f"{value.name}/scale", np.asarray(scale.scale, np.float32))
+        z = self.editor.constant(f"{value.name}/zero_point", np.asarray(scale.zero_point, np.uint8))
+        quantize = make_node("QuantizeLinear", [value, s, z], f"{value.name}/quantized", {})
+        dequantize = make_node("DequantizeLinear", [quantize.outputs[0], s, z], f"{value.name}/dequantized", {})
         quantize.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
         quantize.outputs[0].shape = value.shape
         dequantize.outputs[0].type, dequantize.outputs[0].shape = value.type, value.shape
-        producer = value.producer()
-        if producer is not None:
-            producer.append([quantize, dequantize])
-        else:
-            self.model.graph.insert_before(self.model.graph[0], [quantize, dequantize])
+        self.editor.after_producer(value, [quantize, dequantize])
         self.pairs[value] = _Pair(scale, quantize, dequantize.outputs[0])
 
     def _range(self, value: ir.Value, scaled: list[ir.Value]) -> TensorRange:
@@ -161,7 +188,7 @@ class _Editor:
         for node, index in list(value.uses()):
             if node is not pair.quantize:
                 node.replace_input_with(index, pair.dequantized)
-        outputs = self.model.graph.outputs
+        outputs = self.editor.model.graph.outputs
         for index, output in enumerate(outputs):
             if output is value:
                 name = value.name
@@ -169,15 +196,9 @@ class _Editor:
                 outputs[index] = pair.dequantized
 
     def _quantize_weight(self, node: ir.Node, data: _Pair) -> None:
-        source = node.inputs[1]
-        weight = constant_array(source)
-        if source is None or weight is None:
-            raise QuantizationError(
-                f"stage '{self.stage}': the plan quantizes '{node.name}', whose weight is not a constant.",
-                hint="plan again; an edited plan may only name nodes with constant weights",
-            )
+        source, weight = given_constant(node, 1)
         axis = weight_axis(node)
-        scales = arithmetic.weight_scales(weight, axis, self.bits)
+        scales = arithmetic.weight_scales(weight, axis, self.editor.bits)
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
         bias = constant_array(bias_value)
         if bias is not None:
@@ -185,7 +206,7 @@ class _Editor:
             scales = arithmetic.widen_for_bias(scales, flat, data.scale.scale)
         key = (str(source.name), axis, scales.tobytes())
         if key not in self.weights:
-            q = arithmetic.quantize_weight(weight, scales, axis, self.bits)
+            q = arithmetic.quantize_weight(weight, scales, axis, self.editor.bits)
             suffix = (
                 f"/{sum(k[0] == key[0] for k in self.weights)}"
                 if any(k[0] == key[0] for k in self.weights)
@@ -201,35 +222,12 @@ class _Editor:
 
     def _dequantized(self, name: str, q: np.ndarray, scales: np.ndarray, axis: int, before: ir.Node) -> ir.Value:
         inputs = [
-            self._constant(f"{name}/{q.dtype.name}", q),
-            self._constant(f"{name}/scale", scales),
-            self._constant(f"{name}/zero_point", np.zeros(scales.shape, q.dtype)),
+            self.editor.constant(f"{name}/{q.dtype.name}", q),
+            self.editor.constant(f"{name}/scale", scales),
+            self.editor.constant(f"{name}/zero_point", np.zeros(scales.shape, q.dtype)),
         ]
-        node = _node("DequantizeLinear", inputs, f"{name}/dequantized", {"axis": axis})
+        node = make_node("DequantizeLinear", inputs, f"{name}/dequantized", {"axis": axis})
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         node.outputs[0].shape = ir.Shape(q.shape)
-        self.model.graph.insert_before(self.model.graph[0], [node])
+        self.editor.model.graph.insert_before(self.editor.model.graph[0], [node])
         return node.outputs[0]
-
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        tensor = ir.tensor(np.ascontiguousarray(array) if array.ndim else array, name=name)
-        value = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.model.graph.register_initializer(value)
-        return value
-
-    def _drop_unused(self) -> None:
-        graph = self.model.graph
-        for node in reversed(list(graph)):
-            if node.op_type == "Constant" and not any(o.uses() or o.is_graph_output() for o in node.outputs):
-                graph.remove(node, safe=True)
-        for name, value in list(graph.initializers.items()):
-            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
-                del graph.initializers[name]
-
-
-def _node(op: str, inputs: list[ir.Value], output: str, attributes: dict[str, int]) -> ir.Node:
-    node = ir.node(op, inputs, attributes, name=output)
-    node.outputs[0].name = output
-    return node

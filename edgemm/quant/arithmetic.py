@@ -90,3 +90,52 @@ def fake_quantize(array: np.ndarray, scale: ActivationScale) -> np.ndarray:
     q = np.clip(np.rint(array / scale.scale) + scale.zero_point, 0, 255)
     result: np.ndarray = ((q - scale.zero_point) * scale.scale).astype(np.float32)
     return result
+
+
+def quantize_over(weight: np.ndarray, axes: tuple[int, ...], bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Returns scales (float32, size 1 along `axes`) and int8 weights; each scale covers the elements of `axes`."""
+    limit = 2 ** (bits - 1) - 1
+    scales = (np.abs(weight).max(axis=axes, keepdims=True).astype(np.float64) / limit).astype(np.float32)
+    scales = np.where(scales > _SMALLEST_SCALE, scales, np.float32(1.0)).astype(np.float32)
+    return scales, np.rint(weight / scales).clip(-limit, limit).astype(np.int8)
+
+
+def quantize_rows(weight: np.ndarray, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Returns scales (float32, last axis 1) and int8 weights; one scale per row of the last axis."""
+    return quantize_over(weight, (weight.ndim - 1,), bits)
+
+
+def quantize_blocks(rows: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the arrays that MatMulNBits and GatherBlockQuantized read: asymmetric, one scale per block of a row.
+
+    A row whose length is no multiple of `block` is filled up with zeros.
+
+    Args:
+        rows: Weights `[n, k]`.
+        bits: 4 (two values per byte, the first in the low half) or 8.
+        block: Weights per scale.
+
+    Returns:
+        Packed values, uint8 `[n, blocks, block · bits / 8]`; scales, float32 `[n, blocks]`; zero points, packed
+        like the values, uint8 `[n, ceil(blocks · bits / 8)]`.
+    """
+    n, k = rows.shape
+    blocks = -(-k // block)
+    padded = np.zeros((n, blocks * block), np.float32)
+    padded[:, :k] = rows
+    parts = padded.reshape(n, blocks, block)
+    low, high = np.minimum(parts.min(-1), 0.0), np.maximum(parts.max(-1), 0.0)
+    limit = 2**bits - 1
+    scales = ((high - low) / limit).astype(np.float32)
+    scales = np.where(scales > _SMALLEST_SCALE, scales, np.float32(1.0)).astype(np.float32)
+    zeros = np.rint(-low / scales).clip(0, limit).astype(np.uint8)
+    q = (np.rint(parts / scales[..., None]) + zeros[..., None]).clip(0, limit).astype(np.uint8)
+    return (q, scales, zeros) if bits == 8 else (_pack(q), scales, _pack(zeros))
+
+
+def _pack(values: np.ndarray) -> np.ndarray:
+    """Two 4-bit values per byte along the last axis, the first in the low half."""
+    if values.shape[-1] % 2:
+        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
+    packed: np.ndarray = values[..., 0::2] | (values[..., 1::2] << 4)
+    return packed

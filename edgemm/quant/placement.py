@@ -1,8 +1,8 @@
-"""Where int8 goes: a first plan by rules, for what ONNX Runtime's CPU kernels do well.
+"""Where int8 goes: a first plan by rules, for what ONNX Runtime's CPU kernels do well, and what else is possible.
 
-Three passes over a stage: rules on the graph alone (`structure`), rules on calibrated ranges, and then the joins
+Three passes over a stage: rules on the graph alone (`kernels`), rules on calibrated ranges, and then the joins
 (`Add`, `Concat`) between int8 nodes, which follow from the first two. What is really faster and accurate enough is
-measured afterwards (`search`), which calls `plan_quantization` again with the nodes it wants float.
+measured afterwards (`search`), which calls `plan_quantization` again with its `choices` among `alternatives`.
 
 Softmax, LayerNorm, GELU and products of two activations always stay float: a mask of −1e4 in front of a Softmax
 leaves no resolution for the scores.
@@ -12,43 +12,32 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
+from edgemm.errors import QuantizationError, did_you_mean
 from edgemm.partition import Stage, StageGraph
+from edgemm.quant.kernels import Verdict, verdict
 from edgemm.quant.plan import FLOAT, INT8, Decision, QuantPlan
 from edgemm.quant.table import CalibrationTable, TensorRange
 from edgemm.quant.tensors import (
     JOINS,
     MOVES,
-    RECURRENT,
     WEIGHTED,
     activated_output,
-    constant_array,
     data_inputs,
-    int_attribute,
     is_quantized_graph,
     named_nodes,
     output_to_scale,
     table_key,
 )
 
-MIN_CONV_CHANNELS = 16
-"""Fewer input channels do not fill an integer dot product; measured 1.4 to 4 times slower than float."""
-
-MIN_CONV_FILTERS = 8
-MIN_MATMUL_SIDE = 32
-MIN_MATMUL_WEIGHTS = 8192
-MIN_GEMM_WEIGHTS = 65536
-"""Below this a Gemm on a few rows takes less time than quantizing its input."""
-
 MIN_OPSET = 13
 
-Verdict = tuple[str, str, str]
-"""Precision, rule, reason."""
+Node = tuple[str, str]
+"""Stage name, node name."""
 
 
 def plan_quantization(
@@ -56,30 +45,40 @@ def plan_quantization(
     table: CalibrationTable,
     target: str = "cpu",
     *,
-    keep_float: Mapping[tuple[str, str], tuple[str, str]] | None = None,
+    keep_float: Mapping[Node, tuple[str, str]] | None = None,
+    choices: Mapping[Node, str] | None = None,
 ) -> QuantPlan:
-    """Returns a decision for every Conv, ConvTranspose, Gemm, MatMul, recurrent layer and int8 join.
+    """Returns a decision for every Conv, ConvTranspose, Gemm, MatMul, recurrent layer, embedding and int8 join.
 
     Args:
         stage_graph: The float stages.
         table: Ranges from `collect`.
         target: What the plan is for; only `"cpu"` has rules so far.
-        keep_float: `(stage, node)` -> `(rule, reason)` for nodes that must not be int8; joins follow.
+        keep_float: `(stage, node)` -> `(rule, reason)` for nodes that stay float whatever else says; joins follow.
+        choices: `(stage, node)` -> precision, one of the node's `alternatives`, instead of the guess. A join that
+            is chosen int8 is so only while everything that it reads is.
+
+    Raises:
+        QuantizationError: A choice names a node without alternatives, or a precision that is not among them.
     """
-    kept = keep_float or {}
+    kept, wanted = keep_float or {}, choices or {}
     decisions: list[Decision] = []
+    listed: dict[Node, tuple[str, ...]] = {}
     for stage in stage_graph.stages:
-        first = [_with_ranges(d, node, table) for d, node in structure(stage)]
-        first = [
-            replace(d, precision=FLOAT, rule=kept[d.stage, d.node][0], reason=kept[d.stage, d.node][1])
-            if (d.stage, d.node) in kept and d.precision == INT8
-            else d
-            for d in first
-        ]
-        joins = _joins(stage, {d.node for d in first if d.precision == INT8}, kept, table)
-        found = {d.node: d for d in [*first, *joins]}
-        order = [*named_nodes(stage.model.graph), *found]
-        decisions += [found[name] for name in dict.fromkeys(order) if name in found]
+        found = [_with_ranges(c, table) for c in structure(stage)]
+        listed |= {(stage.name, c.decision.node): c.alternatives for c in found}
+        first = [_chosen(c, kept, wanted) for c in found]
+        floats = {n for (s, n), p in wanted.items() if s == stage.name and p == FLOAT}
+        floats |= {n for s, n in kept if s == stage.name}
+        joins = _joins(stage, {d.node for d in first if d.precision == INT8}, floats, table)
+        by_name = {d.node: d for d in [*first, *joins]}
+        order = [*named_nodes(stage.model.graph), *by_name]
+        decisions += [by_name[name] for name in dict.fromkeys(order) if name in by_name]
+    unknown = [node for node in wanted if node not in listed]
+    if unknown:
+        listed |= _join_alternatives(stage_graph, table)
+    for node in unknown:
+        _check(node, wanted[node], listed)
     calibration = {
         "calibrator": table.calibrator,
         "samples": table.samples,
@@ -90,14 +89,73 @@ def plan_quantization(
     return QuantPlan(target, tuple(decisions), calibration)
 
 
+def alternatives(stage_graph: StageGraph, table: CalibrationTable) -> dict[Node, tuple[str, ...]]:
+    """Returns the precisions that each node may have, the guess of `plan_quantization` first.
+
+    Only nodes that can be something else than float are listed, in graph order; among them the Add and Concat
+    that may join integers.
+    """
+    result: dict[Node, tuple[str, ...]] = {}
+    joins = _join_alternatives(stage_graph, table)
+    for stage in stage_graph.stages:
+        found = {
+            c.decision.node: c.alternatives
+            for c in (_with_ranges(c, table) for c in structure(stage))
+            if len(c.alternatives) > 1
+        }
+        found |= {name: listed for (where, name), listed in joins.items() if where == stage.name}
+        result |= {(stage.name, n): found[n] for n in named_nodes(stage.model.graph) if n in found}
+    return result
+
+
+def _join_alternatives(stage_graph: StageGraph, table: CalibrationTable) -> dict[Node, tuple[str, ...]]:
+    result: dict[Node, tuple[str, ...]] = {}
+    for stage in stage_graph.stages:
+        able = {c.decision.node for c in structure(stage) if INT8 in _with_ranges(c, table).alternatives}
+        for decision in _joins(stage, able, set(), table):
+            result[stage.name, decision.node] = (INT8, FLOAT)
+    return result
+
+
+def _chosen(candidate: Candidate, kept: Mapping[Node, tuple[str, str]], wanted: Mapping[Node, str]) -> Decision:
+    decision = candidate.decision
+    node = decision.stage, decision.node
+    if node in kept:
+        if decision.precision == FLOAT:
+            return decision
+        rule, reason = kept[node]
+        return replace(decision, precision=FLOAT, rule=rule, reason=reason)
+    precision = wanted.get(node, decision.precision)
+    if precision == decision.precision:
+        return decision
+    _check(node, precision, {node: candidate.alternatives})
+    guess = f"instead of {decision.precision}: {decision.reason}"
+    return replace(decision, precision=precision, rule="chosen", reason=guess)
+
+
+def _check(node: Node, precision: str, listed: Mapping[Node, tuple[str, ...]]) -> None:
+    stage, name = node
+    if node not in listed:
+        raise QuantizationError(
+            f"stage '{stage}' has no node '{name}' that can be anything but float; got '{precision}' for it.",
+            hint=did_you_mean(name, [n for s, n in listed if s == stage], "choose among `alternatives`"),
+        )
+    if precision not in listed[node]:
+        raise QuantizationError(
+            f"node '{name}' of stage '{stage}': got precision '{precision}', expected "
+            f"{' or '.join(listed[node])}.",
+            hint="the other precisions have no kernel for this node, or no calibrated range",
+        )
+
+
 def tensors_to_calibrate(stage: Stage) -> tuple[str, ...]:
-    """Returns the names of the tensors whose range a plan for `stage` may need, in graph order."""
+    """Returns the names of the tensors whose range any plan for `stage` may need, in graph order."""
     nodes = named_nodes(stage.model.graph)
-    chosen = {d.node for d, _ in structure(stage) if d.precision == INT8}
-    chosen |= {d.node for d in _joins(stage, chosen, {}, None)}
+    able = {c.decision.node for c in structure(stage) if INT8 in c.alternatives}
+    able |= {d.node for d in _joins(stage, able, set(), None)}
     names: dict[str, None] = {}
     for name, node in nodes.items():
-        if name in chosen:
+        if name in able:
             names |= dict.fromkeys(str(v.name) for v in data_inputs(node))
             behind = output_to_scale(node)
             if behind is None and activated_output(node) is not node.outputs[0]:
@@ -107,33 +165,45 @@ def tensors_to_calibrate(stage: Stage) -> tuple[str, ...]:
     return tuple(names)
 
 
-def structure(stage: Stage) -> list[tuple[Decision, ir.Node | None]]:
-    """Returns the decisions that the graph alone allows, each with its node (None inside a subgraph)."""
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A decision by rules, its node (None inside a subgraph), and the precisions that it may be changed to."""
+
+    decision: Decision
+    node: ir.Node | None
+    alternatives: tuple[str, ...]
+
+
+def structure(stage: Stage) -> list[Candidate]:
+    """Returns the decisions that the graph alone allows, in graph order."""
     graph = stage.model.graph
     everywhere = _graph_verdict(stage.model)
-    result: list[tuple[Decision, ir.Node | None]] = []
+    result: list[Candidate] = []
+
+    def add(name: str, op: str, found: Verdict, node: ir.Node | None) -> None:
+        decision = Decision(name, op, stage.name, found.precision, found.rule, found.reason)
+        result.append(Candidate(decision, node, found.alternatives))
+
     for name, node in named_nodes(graph).items():
-        verdict = _verdict(node)
-        if verdict is not None:
-            if everywhere is not None and verdict[0] == INT8:
-                verdict = everywhere
-            result.append((Decision(name, node.op_type, stage.name, *verdict), node))
+        found = verdict(node)
+        if found is not None:
+            able = len(found.alternatives) > 1
+            add(name, node.op_type, everywhere if everywhere is not None and able else found, node)
         for inner in _inner_nodes(node):
             if inner.op_type in WEIGHTED:
                 reason = f"inside a {node.op_type}; subgraphs are not quantized"
                 inner_name = f"{name}/{inner.name or inner.outputs[0].name}"
-                result.append(
-                    (Decision(inner_name, inner.op_type, stage.name, FLOAT, "in-subgraph", reason), None)
-                )
+                add(inner_name, inner.op_type, Verdict(FLOAT, "in-subgraph", reason), None)
     return result
 
 
 def _graph_verdict(model: ir.Model) -> Verdict | None:
     if is_quantized_graph(model):
-        return FLOAT, "already-quantized", "the graph came with Q/DQ or integer nodes; it stays as it is"
+        reason = "the graph came with Q/DQ or integer nodes; it stays as it is"
+        return Verdict(FLOAT, "already-quantized", reason)
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     if opset < MIN_OPSET:
-        return FLOAT, "opset-too-old", f"opset {opset} has no per-channel Q/DQ (needs {MIN_OPSET})"
+        return Verdict(FLOAT, "opset-too-old", f"opset {opset} has no per-channel Q/DQ (needs {MIN_OPSET})")
     return None
 
 
@@ -147,105 +217,35 @@ def _inner_nodes(node: ir.Node) -> list[ir.Node]:
     return [inner for graph in graphs for inner in graph.all_nodes()]
 
 
-def _verdict(node: ir.Node) -> Verdict | None:
-    """Returns the rule that decides `node`, or None for operators that no rule is about."""
-    if node.domain not in ("", "ai.onnx"):
-        return None
-    if node.op_type in RECURRENT:
-        return FLOAT, "recurrent", f"errors add up over the steps of a {node.op_type}"
-    if node.op_type == "Gather":
-        table = constant_array(node.inputs[0])
-        if table is not None and table.ndim == 2 and table.dtype == np.float32 and table.size >= 4096:
-            return FLOAT, "embedding", "a table lookup; int8 would not make it faster"
-        return None
-    if node.op_type not in WEIGHTED:
-        return None
-    weight = constant_array(node.inputs[1])
-    if weight is None:
-        side = "first" if constant_array(node.inputs[0]) is not None else "second"
-        reason = (
-            "both inputs are activations"
-            if side == "second"
-            else "the weight is the first input, which has no per-channel kernel"
-        )
-        return FLOAT, "no-constant-weight", reason
-    if weight.dtype != np.float32:
-        return FLOAT, "not-float32", f"the weight is {weight.dtype.name}"
-    if constant_array(node.inputs[0]) is not None:
-        return FLOAT, "constant-input", "the input is a constant"
-    if len(node.inputs) > 2 and node.inputs[2] is not None and constant_array(node.inputs[2]) is None:
-        return FLOAT, "no-constant-bias", "the bias is an activation; integer kernels need a constant"
-    if node.op_type == "ConvTranspose":
-        return FLOAT, "no-integer-kernel", "ONNX Runtime has no integer ConvTranspose on CPUs"
-    return _conv_verdict(node, weight) if node.op_type == "Conv" else _matmul_verdict(node, weight)
+def _with_ranges(candidate: Candidate, table: CalibrationTable) -> Candidate:
+    """Returns the candidate without static int8 where a range for it is missing or of no use."""
+    if INT8 not in candidate.alternatives or candidate.node is None:
+        return candidate
+    problem = _range_problem(candidate.decision.stage, candidate.node, table)
+    if problem is None:
+        return candidate
+    decision = candidate.decision
+    others = tuple(p for p in candidate.alternatives if p != INT8)
+    if decision.precision == INT8:
+        decision = replace(decision, precision=FLOAT, rule=problem[0], reason=problem[1])
+        others = (FLOAT, *(p for p in others if p != FLOAT))
+    return replace(candidate, decision=decision, alternatives=others)
 
 
-def _conv_verdict(node: ir.Node, weight: np.ndarray) -> Verdict:
-    filters, channels = weight.shape[:2]
-    groups = int_attribute(node, "group", 1)
-    if groups > 1:
-        # ONNX Runtime's float kernels have a blocked layout for 2-D depthwise convolutions, not for 1-D ones.
-        if channels == 1 and filters == groups and weight.ndim == 3 and groups >= MIN_CONV_CHANNELS:
-            return INT8, "depthwise-1d", f"{groups} channels, one filter each, along one axis"
-        return FLOAT, "grouped-conv", f"{groups} groups of {channels} channels; float kernels are faster"
-    if channels < MIN_CONV_CHANNELS:
-        return FLOAT, "too-few-channels", f"{channels} input channels, fewer than {MIN_CONV_CHANNELS}"
-    if filters < MIN_CONV_FILTERS:
-        return FLOAT, "too-few-channels", f"{filters} output channels, fewer than {MIN_CONV_FILTERS}"
-    return INT8, "conv-per-channel", f"{filters} filters of {weight[0].size} weights, one scale each"
-
-
-def _matmul_verdict(node: ir.Node, weight: np.ndarray) -> Verdict:
-    if weight.ndim != 2:
-        return FLOAT, "weight-rank", f"the weight has {weight.ndim} axes; the integer kernel takes 2"
-    columns, depth = weight.shape if int_attribute(node, "transB", 0) else weight.shape[::-1]
-    if node.op_type == "Gemm":
-        alpha, beta = (node.attributes[k].as_float() if k in node.attributes else 1.0 for k in ("alpha", "beta"))
-        if int_attribute(node, "transA", 0) or alpha != 1.0 or beta != 1.0:
-            return FLOAT, "gemm-form", "transA, alpha or beta is in use; the integer kernel has none"
-        bias = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
-        if bias is not None and bias.size not in (1, columns):
-            return FLOAT, "gemm-form", f"the bias has shape {bias.shape}; the integer kernel takes one per column"
-        if weight.size < MIN_GEMM_WEIGHTS:
-            return FLOAT, "too-small", f"{depth} × {columns} weights; quantizing the input would cost more"
-    if min(depth, columns) < MIN_MATMUL_SIDE:
-        return FLOAT, "too-few-channels", f"{depth} × {columns} weights, a side below {MIN_MATMUL_SIDE}"
-    if weight.size < MIN_MATMUL_WEIGHTS:
-        return FLOAT, "too-small", f"{depth} × {columns} weights; quantizing the input would cost more"
-    return INT8, f"{node.op_type.lower()}-per-channel", f"{depth} × {columns} weights, one scale per column"
-
-
-def _with_ranges(decision: Decision, node: ir.Node | None, table: CalibrationTable) -> Decision:
-    if decision.precision != INT8 or node is None:
-        return decision
+def _range_problem(stage: str, node: ir.Node, table: CalibrationTable) -> tuple[str, str] | None:
     needed = [str(v.name) for v in data_inputs(node)]
     behind = output_to_scale(node)
     if behind is not None:
         needed.append(str(behind.name))
     for tensor in needed:
-        found = table.ranges.get(table_key(decision.stage, tensor))
+        found = table.ranges.get(table_key(stage, tensor))
         if found is None:
-            return replace(
-                decision,
-                precision=FLOAT,
-                rule="not-calibrated",
-                reason=f"calibration never saw a finite value in '{tensor}'",
-            )
+            return "not-calibrated", f"calibration never saw a finite value in '{tensor}'"
         if found.seen_low == found.seen_high:
-            return replace(
-                decision,
-                precision=FLOAT,
-                rule="constant-range",
-                reason=f"'{tensor}' was {found.seen_low:g} in every calibration sample",
-            )
+            return "constant-range", f"'{tensor}' was {found.seen_low:g} in every calibration sample"
         if not _representable(found):
-            return replace(
-                decision,
-                precision=FLOAT,
-                rule="extreme-range",
-                reason=f"'{tensor}' goes from {found.low:g} to {found.high:g}",
-            )
-    return decision
+            return "extreme-range", f"'{tensor}' goes from {found.low:g} to {found.high:g}"
+    return None
 
 
 def _representable(tensor_range: TensorRange) -> bool:
@@ -256,7 +256,7 @@ def _representable(tensor_range: TensorRange) -> bool:
 def _joins(
     stage: Stage,
     chosen: set[str],
-    kept: Mapping[tuple[str, str], tuple[str, str]],
+    floats: set[str],
     table: CalibrationTable | None,
 ) -> list[Decision]:
     """Decides Add and Concat whose every input is already uint8: they keep the chain of integers unbroken."""
@@ -268,7 +268,7 @@ def _joins(
             integer.add(behind)
         elif node.op_type in MOVES and node.inputs and node.inputs[0] in integer:
             integer.add(node.outputs[0])
-        elif node.op_type in JOINS and node.domain in ("", "ai.onnx") and (stage.name, name) not in kept:
+        elif node.op_type in JOINS and node.domain in ("", "ai.onnx") and name not in floats:
             inputs = list(node.inputs)
             if len(inputs) < 2 or not all(v in integer for v in inputs):
                 continue

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-INT8 = "int8"
+from edgemm.errors import QuantizationError, did_you_mean
+
 FLOAT = "fp32"
+INT8 = "int8"
+"""Static: Q/DQ with calibrated scales on data and weight."""
+
+DYNAMIC = "int8-dynamic"
+"""Integer kernels whose activation scale is computed on every call."""
+
+WEIGHT8, WEIGHT4 = "int8-weight", "int4-weight"
+"""Weight-only: stored in 8 or 4 bits, activations stay float."""
+
+PRECISIONS = (FLOAT, INT8, DYNAMIC, WEIGHT8, WEIGHT4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +29,13 @@ class Decision:
         node: Node name in the stage's graph (unique within the stage).
         op: ONNX operator type.
         stage: Name of the stage that the node is in.
-        precision: `"int8"` (static Q/DQ on its data inputs and weight) or `"fp32"`.
+        precision: One of `PRECISIONS`.
         rule: Short name of the rule that decided, for example `"conv-per-channel"`, `"too-few-channels"`.
         reason: One sentence for people.
+        options: What else the plan does at this node, as plain JSON values, for example
+            `{"block_size": 32}` or `{"range": [0.0, 6.0]}`.
+        cost: What this precision costs in the fused metric or output error, where the search measured it.
+        gain: What it saves, in milliseconds per call, where the search measured it.
     """
 
     node: str
@@ -29,6 +44,42 @@ class Decision:
     precision: str
     rule: str
     reason: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cost: float | None = None
+    gain: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a plain dict without the fields that are not in use."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["options"] = dict(self.options)
+        return {name: value for name, value in values.items() if value not in (None, {})}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Decision:
+        """Returns the decision that `to_json`, or an editor of its file, wrote.
+
+        Raises:
+            QuantizationError: A field is missing or unknown, or there is no such precision; names the node.
+        """
+        where = f"decision on node '{data.get('node', '?')}'"
+        known = [f.name for f in fields(cls)]
+        for name in data:
+            if name not in known:
+                raise QuantizationError(
+                    f"{where}: got field '{name}', expected {', '.join(known)}.",
+                    hint=did_you_mean(name, known, "take it out"),
+                )
+        missing = [name for name in known[:6] if not isinstance(data.get(name), str)]
+        if missing:
+            raise QuantizationError(
+                f"{where}: got no text for {', '.join(missing)}.", hint="every decision has these fields as text"
+            )
+        if data["precision"] not in PRECISIONS:
+            raise QuantizationError(
+                f"{where}: got precision '{data['precision']}', expected one of {', '.join(PRECISIONS)}.",
+                hint=did_you_mean(data["precision"], PRECISIONS, "use one of these"),
+            )
+        return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +102,13 @@ class QuantPlan:
         return tuple(d for d in self.decisions if d.stage == name)
 
     def with_stages_float(self, stages: Iterable[str], rule: str, reason: str) -> QuantPlan:
-        """Returns this plan with every int8 node of `stages` turned back to float for `reason`."""
+        """Returns this plan with every node of `stages` that is not float turned back to it for `reason`."""
         chosen = set(stages)
         return QuantPlan(
             self.target,
             tuple(
                 Decision(d.node, d.op, d.stage, FLOAT, rule, reason)
-                if d.stage in chosen and d.precision == INT8
+                if d.stage in chosen and d.precision != FLOAT
                 else d
                 for d in self.decisions
             ),
@@ -69,10 +120,20 @@ class QuantPlan:
         return {
             "target": self.target,
             "calibration": dict(self.calibration),
-            "decisions": [asdict(d) for d in self.decisions],
+            "decisions": [d.to_json() for d in self.decisions],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantPlan:
-        """Returns the plan that `to_json` wrote."""
-        return cls(data["target"], tuple(Decision(**d) for d in data["decisions"]), data["calibration"])
+        """Returns the plan that `to_json` wrote.
+
+        Raises:
+            QuantizationError: A part is missing, or a decision is not one; the message names it.
+        """
+        for name, kind in (("target", str), ("decisions", list), ("calibration", dict)):
+            if not isinstance(data.get(name), kind):
+                raise QuantizationError(
+                    f"plan: got {data.get(name)!r:.40} for '{name}', expected a {kind.__name__}.",
+                    hint="start from a file that edgemm plan --save wrote",
+                )
+        return cls(data["target"], tuple(Decision.from_json(d) for d in data["decisions"]), data["calibration"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgemm.errors import QuantizationError
+
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with a weight at input 1 that can be int8."""
 
@@ -28,6 +30,36 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def given(node: ir.Node, index: int) -> ir.Value:
+    """Returns an input that `node` must have.
+
+    Raises:
+        QuantizationError: It has none.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise QuantizationError(
+            f"node '{node.name}' ({node.op_type}) has no input {index}.", hint="check the model: edgemm doctor"
+        )
+    return value
+
+
+def given_constant(node: ir.Node, index: int) -> tuple[ir.Value, np.ndarray]:
+    """Returns a constant input that `node` must have, with its array.
+
+    Raises:
+        QuantizationError: It has none, or it is computed.
+    """
+    value = given(node, index)
+    array = constant_array(value)
+    if array is None:
+        raise QuantizationError(
+            f"node '{node.name}' ({node.op_type}): input {index} ('{value.name}') is not a constant.",
+            hint="plan again; a plan may only quantize nodes with constant weights",
+        )
+    return value, array
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:

@@ -32,7 +32,8 @@ def stage(body, weights, opset=20, inputs="float[batch,64] x", outputs="float[ba
 
 
 def rules(*args, **kwargs):
-    return [(d.op, d.precision, d.rule) for d, _ in structure(stage(*args, **kwargs))]
+    found = [c.decision for c in structure(stage(*args, **kwargs))]
+    return [(d.op, d.precision, d.rule) for d in found]
 
 
 IMAGE = {"inputs": "float[batch,64,8,8] x", "outputs": "float[batch,c,h,w] y"}
@@ -108,7 +109,8 @@ def test_a_graph_that_is_quantized_already_stays_as_it_is():
 
 def test_nodes_without_unique_names_have_decisions_of_their_own():
     found = [
-        d.node for d, _ in structure(stage("h = MatMul(x, a) y = MatMul(h, b)", {"a": (64, 256), "b": (256, 64)}))
+        c.decision.node
+        for c in structure(stage("h = MatMul(x, a) y = MatMul(h, b)", {"a": (64, 256), "b": (256, 64)}))
     ]
     assert found == ["h", "y"]
 
@@ -116,7 +118,7 @@ def test_nodes_without_unique_names_have_decisions_of_their_own():
 def test_quantizing_twice_finds_nothing_to_do():
     whole, table, plan = prepared(Cnn)
     again = replace(whole, model=apply_plan(whole, plan, table))
-    decisions = [d for d, _ in structure(again)]
+    decisions = [c.decision for c in structure(again)]
     assert {d.precision for d in decisions} == {FLOAT}
     assert tensors_to_calibrate(again) == ()
 
