@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from edgemm.errors import MissingExtraError
@@ -26,3 +27,8 @@ def require(module: str, *, extra: str, why: str) -> Any:
             f"the package '{module}' is needed to {why} and does not import: {error}",
             hint=f"pip install 'edgemm[{extra}]'",
         ) from error
+
+
+def installed(module: str) -> bool:
+    """Returns whether `module` can be found, without importing it."""
+    return importlib.util.find_spec(module) is not None

@@ -15,6 +15,7 @@ from edgemm.errors import EdgemmError, did_you_mean
 
 VERBS = {
     "convert": "edgemm.cli.convert:convert",
+    "plan": "edgemm.cli.plan:plan",
     "inspect": "edgemm.cli.inspect:inspect",
     "run": "edgemm.cli.run:run",
     "profile": "edgemm.cli.profile:profile",

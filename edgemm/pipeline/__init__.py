@@ -210,4 +210,5 @@ def _recipe_json(recipe: Recipe) -> bytes:
     data["model"]["path"], data["model"]["factory"] = name(data["model"]["path"]), name(data["model"]["factory"])
     data["data"]["calib"], data["data"]["eval"] = name(data["data"]["calib"]), name(data["data"]["eval"])
     data["evaluate"]["metric"] = name(data["evaluate"]["metric"])
+    data["quantize"]["plan"] = name(data["quantize"]["plan"])
     return json.dumps(data, indent=1).encode() + b"\n"

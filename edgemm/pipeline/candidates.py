@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,11 @@ from edgemm.data import checked_sizes
 from edgemm.errors import BackendError
 from edgemm.graph import ExportedGraph
 from edgemm.partition import Stage, StageGraph
+from edgemm.pipeline.engines import EngineKind
 from edgemm.quant.apply import apply_plan
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
 from edgemm.quant.tensors import table_key
+from edgemm.rewrite.prepare import prepare
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.opening import open_variant
 
@@ -93,39 +95,58 @@ def float_models(stage: Stage) -> tuple[ir.Model, Mapping[str, int]]:
 
 
 def planned_models(plan: QuantPlan, table: CalibrationTable, layout: Layout) -> Models:
-    """Returns what applies `plan` to a stage; a stage without int8 decisions stays as it is."""
+    """Returns what applies `plan` to a stage; a stage without integer decisions stays as it is."""
     if layout.name == WHOLE:
-        plan, table = _as_whole(plan, table)
+        plan, table = as_whole(plan, table)
 
     def apply(stage: Stage) -> tuple[ir.Model, Mapping[str, int]]:
-        chosen = sum(d.precision == INT8 for d in plan.stage(stage.name))
-        if not chosen:
+        counts: dict[str, int] = {}
+        for decision in plan.stage(stage.name):
+            if decision.precision != FLOAT:
+                counts[decision.precision] = counts.get(decision.precision, 0) + 1
+        if not counts:
             return float_models(stage)
-        return apply_plan(stage, plan, table), {INT8: chosen, FLOAT: stage.nodes - chosen}
+        return apply_plan(stage, plan, table), counts | {FLOAT: stage.nodes - sum(counts.values())}
 
     return apply
 
 
-def _as_whole(plan: QuantPlan, table: CalibrationTable) -> tuple[QuantPlan, CalibrationTable]:
+def as_whole(plan: QuantPlan, table: CalibrationTable) -> tuple[QuantPlan, CalibrationTable]:
     """Returns the same decisions and ranges for the graph in one piece, whose names are those of its stages."""
     decisions = tuple(replace(d, stage=WHOLE) for d in plan.decisions)
     ranges = {table_key(WHOLE, key.partition(":")[2]): value for key, value in table.ranges.items()}
     return replace(plan, decisions=decisions), replace(table, ranges=ranges)
 
 
-def build(name: str, precision: str, layout: Layout, models: Models, target: str = "cpu") -> Candidate:
+def build(
+    name: str,
+    layout: Layout,
+    models: Models,
+    kinds: Sequence[EngineKind],
+    target: str = "cpu",
+    *,
+    raw: bool = False,
+) -> Candidate:
     """Returns the built candidate.
 
+    Args:
+        name: Of the variant.
+        layout: The graphs.
+        models: Gives the graph to ship for each.
+        kinds: What runs each.
+        target: The device.
+        raw: Leave the graph as it is, without what its backend would have it prepared with.
+
     Raises:
-        BackendError: The backend refuses a graph; the message names the node.
+        BackendError: A backend refuses a graph; the message names the node.
     """
-    backend = get_backend("onnxruntime")
     entries: list[EngineEntry] = []
     files: dict[str, bytes] = {}
     total: dict[str, int] = {}
-    for stage, covers in zip(layout.stages, layout.covers, strict=True):
+    for stage, covers, kind in zip(layout.stages, layout.covers, kinds, strict=True):
         model, decisions = models(stage)
-        engine = backend.build(model, target)
+        backend = get_backend(kind.backend)
+        engine = backend.build(model if raw else prepare(model, kind.backend), target)
         path = f"engines/{name}/{stage.name}{engine.suffix}"
         files[path] = engine.payload
         entries.append(
@@ -136,15 +157,17 @@ def build(name: str, precision: str, layout: Layout, models: Models, target: str
                 inputs=tuple(i.name for i in stage.inputs),
                 outputs=tuple(o.name for o in stage.outputs),
                 decisions=decisions,
+                backend=kind.backend,
+                options=kind.options,
             )
         )
-        for kind, count in decisions.items():
-            total[kind] = total.get(kind, 0) + count
+        for precision, count in decisions.items():
+            total[precision] = total.get(precision, 0) + count
     variant = Variant(
         name=name,
         target=target,
-        backend=backend.name,
-        precision=precision,
+        backend="+".join(sorted({k.backend for k in kinds})),
+        precision=_precision(total, kinds),
         layout=layout.name,
         engines=tuple(entries),
         decisions=total,
@@ -153,15 +176,23 @@ def build(name: str, precision: str, layout: Layout, models: Models, target: str
     return Candidate(variant, files)
 
 
+def _precision(decisions: Mapping[str, int], kinds: Sequence[EngineKind]) -> str:
+    """Returns one word for a variant: int8 (or int4), else bf16, else fp32."""
+    integer = [p for p in decisions if p != FLOAT]
+    if integer:
+        return INT8 if any(p.startswith("int8") for p in integer) else "int4"
+    return FLOAT if all(k.exact for k in kinds) else "bf16"
+
+
 class Workbench:
     """Opens candidates from a temporary folder with the session that will run them on the device."""
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
+        self.folder = folder
+        self.threads = threads
         self.io = manifest.io
         self.sizes = checked_sizes(manifest.info["dynamic"])
-        self._folder = folder
         self._manifest = manifest
-        self._threads = threads
         self._open: list[FusionSession] = []
 
     def open(self, candidate: Candidate) -> FusionSession:
@@ -172,18 +203,25 @@ class Workbench:
         """
         try:
             for name, payload in candidate.files.items():
-                path = self._folder / name
+                path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(payload)
         except OSError as error:
             size = sum(map(len, candidate.files.values()))
             raise BackendError(
-                f"{self._folder}: no room to try a candidate of {size:,} bytes: {error.strerror or error}.",
+                f"{self.folder}: no room to try a candidate of {size:,} bytes: {error.strerror or error}.",
                 hint="free some space there, or name another folder in the variable TMPDIR",
             ) from error
-        session = open_variant(self._folder, self._manifest, candidate.variant, self._threads)
+        session = open_variant(self.folder, self._manifest, candidate.variant, self.threads)
         self._open.append(session)
         return session
+
+    def discard(self, session: FusionSession, candidate: Candidate) -> None:
+        """Closes one session and removes its files."""
+        session.close()
+        self._open.remove(session)
+        for name in candidate.files:
+            (self.folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes every session that was opened."""

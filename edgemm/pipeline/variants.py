@@ -1,45 +1,44 @@
-"""Which variant ships: float and int8, staged and whole are built, scored and timed against each other.
+"""Which variant ships: precisions, engines and layouts compete; accuracy and latency are measured, never assumed.
 
 The baseline of every latency is the exported graph, unchanged, in one ONNX Runtime session with default options:
 what a user has without edgemm.
+
+    race floats ─▶ calibrate ─▶ race integer forms ─▶ search (groups, front) ─▶ proposals ─▶ evaluate, time ─▶ ship
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgemm.bundle import Variant
-from edgemm.data import Samples, with_blanks
 from edgemm.errors import QuantizationError
 from edgemm.partition import StageGraph
 from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Layout, Workbench
+from edgemm.pipeline.engines import EngineKind, engine_kinds
+from edgemm.pipeline.front import front_files
+from edgemm.pipeline.integers import MARGIN, Integers, best_lineup, timed
+from edgemm.pipeline.lineup import LineUp, anything, exact, onnxruntime, race_floats
 from edgemm.pipeline.progress import Clock, Progress
-from edgemm.pipeline.scoring import Scorer, choose_metric, score_float
+from edgemm.pipeline.proposals import Proposal, float_proposal
+from edgemm.pipeline.race import Track, stage_feeds
+from edgemm.pipeline.scoring import Scorer, score_float
 from edgemm.pipeline.splits import Splits
 from edgemm.pipeline.timing import Timing, latency_feeds, time_sessions
-from edgemm.quant.collect import collect
-from edgemm.quant.measure import ChainMeasure, Scoring
-from edgemm.quant.placement import plan_quantization
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
-from edgemm.quant.search import Limits, choose
-from edgemm.quant.table import CalibrationTable
 from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
 
 BASELINE = "baseline"
-MARGIN = 1.03
-"""Two latencies within this factor count as equal: then one engine per stage is preferred to a whole one."""
+SECONDS = 4.0
+"""How long a final measurement takes."""
 
-SECONDS = 6.0
-"""How long the final measurement takes."""
-
-
-STATE_ERROR = 0.1
-"""Largest output error, relative to the output's scale, of int8 in a model with a state: it feeds back."""
+ATTEMPTS = 6
+"""Proposals that are built and evaluated before the float model ships."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Outcome:
     """What a bundle holds of its variants.
 
     Attributes:
-        variants: The shipped one first, then a refused one.
+        variants: The shipped ones, the preferred one first, then a refused one.
         files: Path in the bundle -> bytes.
         latency: Variant name -> `{float_ms, variant_ms, ratio, ...}`; measured, so different in every run.
         precision: Stage name -> what runs there, for people: `"int8"`, `"int8, 2 float"`, `"float"`.
@@ -64,6 +63,22 @@ class Outcome:
 
 
 @dataclass(slots=True)
+class Judged:
+    """A proposal that was built, with its accuracy, its latency and why it may not ship."""
+
+    proposal: Proposal
+    candidate: Candidate
+    timings: Mapping[str, Timing] = field(default_factory=dict)
+    objection: str | None = None
+
+    @property
+    def ms(self) -> float:
+        """Measured latency, infinite when it was not timed."""
+        timing = self.timings.get(self.candidate.variant.name)
+        return timing.ms if timing is not None else math.inf
+
+
+@dataclass(slots=True)
 class Contest:
     """Chooses the variant; `layouts` holds those that may ship, the preferred one first."""
 
@@ -75,9 +90,14 @@ class Contest:
     bench: Workbench
     progress: Progress
     clock: Clock
-    candidates: dict[str, Candidate] = field(default_factory=dict)
-    sessions: dict[str, FusionSession] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tracks: dict[str, Track] = field(default_factory=dict)
+    lineups: list[LineUp] = field(default_factory=list)
+    integers: Integers | None = None
+    _candidates: dict[str, Candidate] = field(default_factory=dict)
+    _sessions: dict[str, FusionSession] = field(default_factory=dict)
+    _scorers: list[tuple[str, Scorer]] = field(default_factory=list)
+    _search_scorer: Scorer | None = None
 
     def run(self) -> Outcome:
         """Returns the variants of the bundle.
@@ -86,226 +106,384 @@ class Contest:
             QuantizationError: int8 was demanded and cannot be had within the budget.
         """
         with self.clock("build"):
-            self._enter(make.build(BASELINE, FLOAT, self.baseline, make.float_models))
+            self._enter(make.build(BASELINE, self.baseline, make.float_models, (EngineKind(),), raw=True))
+        kinds = self._kinds()
+        with self.clock("race"):
+            self._open_tracks()
             for layout in self.layouts:
-                self._enter(make.build(f"{FLOAT}-{layout.name}", FLOAT, layout, make.float_models))
-        plan, table = self._plan()
-        if plan is not None and table is not None and plan.counts().get(INT8):
-            with self.clock("build"):
-                for layout in self.layouts:
-                    models = make.planned_models(plan, table, layout)
-                    self._enter(make.build(f"{INT8}-{layout.name}", INT8, layout, models))
-        with self.clock("measure"):
-            timings = self._time()
+                self.progress.status("race", f"float, {layout.name}, {len(kinds)} engines")
+                self.lineups.append(race_floats(layout, self.tracks, kinds))
+        points = self._integers()
+        for track in self.tracks.values():
+            track.close()
         with self.clock("verify"):
-            scorer = self._scorer(self.splits.evaluation, self.splits.label)
-            chosen, refused = self._choose(plan, timings, scorer)
-        return self._outcome(chosen, refused, plan, table, timings)
+            self._make_scorers()
+            chosen, refused, others = self._choose(points, self._floats())
+        return self._outcome(chosen, refused, others)
 
-    def _enter(self, candidate: Candidate) -> None:
-        self.candidates[candidate.variant.name] = candidate
-        self.sessions[candidate.variant.name] = self.bench.open(candidate)
+    @property
+    def timed(self) -> bool:
+        """Whether anything is chosen by time."""
+        return timed(self.recipe)
 
-    def _plan(self) -> tuple[QuantPlan | None, CalibrationTable | None]:
-        """Returns what becomes int8 and its ranges; None where no int8 is wanted or no data allows it."""
+    # -- what may compete ------------------------------------------------------------------------------------
+
+    def _kinds(self) -> tuple[EngineKind, ...]:
+        kinds = engine_kinds(self.recipe.engine, self.bench.threads)
+        if not self.timed:
+            return kinds[:1]
+        return tuple(k for k in kinds if k.exact) if self.recipe.quantize.precision == FLOAT else kinds
+
+    def _open_tracks(self) -> None:
+        samples = self.splits.calibration if self.splits.calibration is not None else self.splits.any
+        feeds = stage_feeds(self.stages, self.bench.io, latency_feeds(self.bench.io, samples, self.bench.sizes))
+        for layout in self.layouts:
+            alone = len(layout.stages) == 1
+            for stage in layout.stages:
+                self.tracks[stage.name] = Track(
+                    stage, feeds[stage.name], self.bench.folder, self.bench.threads, alone
+                )
+
+    def _integers(self) -> list[Proposal]:
+        """Returns the proposals with integers; none where no integers are wanted or no data allows them."""
         if self.recipe.quantize.precision == FLOAT:
-            return None, None
+            return []
         if self.splits.calibration is None or self.splits.search is None:
-            self.notes.append("no calibration samples (--calib): everything stays float")
+            self.notes.append("no calibration samples (--calib): nothing becomes integer")
             self.progress.step("note", self.notes[-1])
-            return None, None
-        data = self.recipe.data
-        samples, blank = with_blanks(self.splits.calibration, self.bench.io, data.blank_share, data.seed)
-        with self.clock("calibrate"):
-            table = collect(
-                self.stages,
-                self.bench.io,
-                samples,
-                self.recipe.quantize.calibrator,
-                lambda done, total: self.progress.bar("calibrate", done, total),
-            )
-        blanks = "".join(f", {count} with {name} blank" for name, count in blank.items())
-        self.progress.step(
-            "calibrate", f"{table.samples} samples{blanks}; {len(table.ranges)} tensors, {table.calibrator}"
+            return []
+        self.integers = Integers(
+            self.recipe,
+            self.stages,
+            self.bench.io,
+            self.splits,
+            self.lineups,
+            self.tracks,
+            self.bench.threads,
+            self.progress,
+            self.clock,
         )
-        with self.clock("search"):
-            plan = self._search(table, self.splits.search)
-        int8 = plan.counts().get(INT8, 0)
-        self.progress.step("search", f"{int8} of {len(plan.decisions)} nodes that could be int8 are")
-        return plan, table
+        points = self.integers.find()
+        self.notes += self.integers.warnings
+        return points
 
-    def _search(self, table: CalibrationTable, samples: Samples) -> QuantPlan:
-        """Returns the plan with everything turned back to float that does not pay on the search samples."""
-        evaluate = self.recipe.evaluate
-        label = self.splits.search_label
-        scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
-        measure = ChainMeasure(self.stages, self.bench.io, table, samples, scoring)
-        self.progress.status("search", f"int8 against float, stage by stage, on {len(samples)} samples")
-        plan = plan_quantization(self.stages, table, self.recipe.target)
-        limits = Limits(
-            drop=evaluate.max_drop,
-            output_error=STATE_ERROR if self.bench.io.states else None,
-            slower=self.recipe.quantize.precision == INT8,
-        )
-        result = choose(self.stages, table, plan, measure, limits)
-        for step in result.steps:
-            self.progress.step("search", step)
-        return result.plan
+    # -- proposals, built and judged -------------------------------------------------------------------------
 
-    def _scorer(self, samples: Samples | None, label: str | None) -> Scorer | None:
-        if samples is None:
-            return None
-        return score_float(self.sessions[BASELINE], samples, label, self.recipe.evaluate)
+    def _floats(self) -> list[Proposal]:
+        """Returns the float proposals: rounded to bf16 somewhere, and exact ones; the last is the surest."""
+        chosen = self.integers.lineup if self.integers is not None else None
+        lineup = chosen or best_lineup(self.lineups)
+        found: dict[object, Proposal] = {}
+        for accept in (anything, exact, onnxruntime):
+            if accept is anything and self.splits.evaluation is None:
+                continue  # nothing would tell what rounding costs
+            for layout in (lineup, *self.lineups):
+                proposal = float_proposal(layout, accept, f"float-{accept.__name__}-{layout.layout.name}")
+                if proposal is not None:
+                    found.setdefault((proposal.layout.name, proposal.kinds), proposal)
+                    break
+        return list(found.values())
 
-    def _time(self) -> dict[str, Timing]:
-        samples = self.splits.evaluation if self.splits.evaluation is not None else self.splits.any
-        feeds = latency_feeds(self.bench.io, samples, self.bench.sizes)
-        self.progress.status("measure", f"{len(self.sessions)} candidates, interleaved")
-        return time_sessions(self.sessions, feeds, seconds=SECONDS)
-
-    def _pick(self, precision: str, timings: Mapping[str, Timing]) -> str:
-        """Returns the name of the fastest candidate of `precision`, the preferred layout where it is no slower.
-
-        The graph as it was exported competes with its rewritten forms: a runtime may know it better.
-        """
-        names = [f"{precision}-{layout.name}" for layout in self.layouts]
-        if precision == FLOAT and (self.layouts[-1].name == make.WHOLE or len(self.stages.stages) == 1):
-            names.append(BASELINE)
-        best = min(timings[name].ms for name in names)
-        return next(name for name in names if timings[name].ms <= MARGIN * best)
+    def _make_scorers(self) -> None:
+        """Makes what scores the evaluation samples, complete and blank, and the search samples."""
+        evaluate, base = self.recipe.evaluate, self._sessions[BASELINE]
+        if self.splits.evaluation is not None:
+            self._scorers.append(("", score_float(base, self.splits.evaluation, self.splits.label, evaluate)))
+            twins = self.integers.twins(self.splits.evaluation) if self.integers is not None else {}
+            for name, samples in twins.items():
+                self._scorers.append((name, score_float(base, samples, self.splits.label, evaluate)))
+        if self.splits.search is not None:
+            few = self.splits.search
+            self._search_scorer = score_float(base, few, self.splits.search_label, evaluate)
 
     def _choose(
-        self, plan: QuantPlan | None, timings: Mapping[str, Timing], scorer: Scorer | None
-    ) -> tuple[Candidate, Candidate | None]:
-        """Returns the candidate that ships, scored, and the int8 one that was refused."""
-        float_name = self._pick(FLOAT, timings)
-        floating = self._scored(self.candidates[float_name], scorer)
-        if plan is None:
-            return floating, None
-        if not plan.counts().get(INT8):
-            return floating, self._never_built(plan)
-        name = self._pick(INT8, timings)
-        integer = self._scored(self.candidates[name], scorer)
-        reason = self._objection(integer, timings[name].ms / timings[float_name].ms)
-        if reason is None:
-            return integer, None
-        if self.recipe.quantize.precision == INT8:
+        self, points: Sequence[Proposal], floats: Sequence[Proposal]
+    ) -> tuple[Judged, Judged | None, list[Judged]]:
+        """Returns what ships, the best integer proposal that does not, and a fallback for other devices."""
+        section = self.recipe.quantize
+        sure = self._best_float(floats)
+        order = self._order([*points, *(f for f in floats if not all(k.exact for k in f.kinds))])
+        refused: Judged | None = None
+        chosen: Judged | None = None
+        for proposal in order[:ATTEMPTS]:
+            if section.precision == INT8 and not proposal.integer:
+                continue
+            judged = self._judged(proposal, sure)
+            if judged.objection is None:
+                chosen = judged
+                break
+            self.progress.step("verify", f"{judged.candidate.variant.precision} refused: {judged.objection}")
+            if proposal.integer and refused is None:
+                refused = judged
+        if chosen is None and section.precision == INT8:
+            reason = refused.objection if refused is not None else self._nothing()
             raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=_REMEDY)
-        return floating, integer.refuse(reason)
+        if chosen is None or (section.objective == "accuracy" and sure.objection is None):
+            chosen = sure
+        others = self._fallback(chosen, order, floats, sure)
+        return chosen, refused if not chosen.proposal.integer else None, others
 
-    def _objection(self, candidate: Candidate, ratio: float) -> str | None:
-        """Returns why an int8 candidate must not ship, or None. Demanded int8 may be slower than float."""
-        accuracy = candidate.variant.accuracy
-        if accuracy is not None:
-            where = f"{accuracy['samples']} {accuracy['split']} samples"
-            drop, budget = accuracy["drop"], accuracy["budget"]
-            if drop is None:
-                return f"{accuracy['metric']} is no number on {where}"
-            if drop > budget:
-                few = (
-                    f"; one sample is {1 / accuracy['samples']:.2g}: give more"
-                    if drop * accuracy["samples"] < 5
-                    else ""
-                )
-                return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}{few}"
-            lost = 1 - (accuracy["cosine"] or 0.0)
-            if accuracy["metric"] == "agreement" and lost > budget:
-                return f"cosine with the float output drops by {lost:.4g} on {where}, budget {budget:.4g}"
-        if ratio >= 1 and self.recipe.quantize.precision != INT8:
+    def _order(self, proposals: Sequence[Proposal]) -> list[Proposal]:
+        if self.recipe.quantize.objective == "accuracy":
+            return sorted(proposals, key=lambda p: (p.drop, p.ms))
+        if math.isnan(sum(p.ms for p in proposals)):
+            return list(proposals)
+        return sorted(proposals, key=lambda p: (p.ms, p.drop))
+
+    def _best_float(self, floats: Sequence[Proposal]) -> Judged:
+        """Returns the fastest exact float variant, timed; the graph as it was exported competes too."""
+        exacts = [f for f in floats if all(k.exact for k in f.kinds)]
+        built = [Judged(f, self._build(f)) for f in exacts[:2]]
+        if self.timed and (len(self.stages.stages) == 1 or any(u.layout.name == make.WHOLE for u in self.lineups)):
+            as_is = Proposal(BASELINE, self.baseline, (EngineKind(),), None, math.nan)
+            built.append(Judged(as_is, self._candidates[BASELINE]))
+        if self.timed or len(built) > 1:
+            timings = self._time([j.candidate for j in built])
+            for judged in built:
+                judged.timings = timings
+        best = min(j.ms for j in built)
+        sure = next((j for j in built if j.ms <= MARGIN * best), built[0])
+        for judged in built:
+            if judged is not sure:
+                self._leave(judged.candidate)
+        sure.candidate = self._scored(sure.candidate)
+        limit = self.recipe.quantize.max_latency_ms
+        if limit is not None and sure.ms > limit:
+            sure.objection = f"{sure.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
+        return sure
+
+    def _judged(self, proposal: Proposal, sure: Judged) -> Judged:
+        """Builds, scores and times a proposal; an objection says why it may not ship."""
+        candidate = self._build(proposal)
+        judged = Judged(proposal, candidate)
+        if self._search_scorer is not None and not proposal.integer:
+            found = self._search_scorer.measure(self._sessions[candidate.variant.name])
+            judged.objection = self._budget(found, "search")
+        if judged.objection is None:
+            judged.candidate = self._scored(candidate)
+            judged.objection = self._accuracy_objection(judged.candidate)
+        if judged.objection is None and (self.timed or self.recipe.quantize.max_latency_ms is not None):
+            judged.timings = self._time([judged.candidate, sure.candidate])
+            judged.objection = self._latency_objection(judged, sure)
+        if judged.objection is not None:
+            self._leave(judged.candidate)
+        return judged
+
+    def _latency_objection(self, judged: Judged, sure: Judged) -> str | None:
+        limit, section = self.recipe.quantize.max_latency_ms, self.recipe.quantize
+        if limit is not None and judged.ms > limit:
+            return f"{judged.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
+        ratio = judged.ms / judged.timings[sure.candidate.variant.name].ms
+        if ratio >= 1 and section.precision != INT8 and section.objective != "size":
             return f"{ratio:.2f} × slower than float on this machine"
         return None
 
-    def _never_built(self, plan: QuantPlan) -> Candidate:
-        """Returns the record of an int8 variant in which the search left nothing int8."""
-        reasons = list(dict.fromkeys(f"{d.op} {d.node}: {d.reason}" for d in plan.decisions))
-        text = (
-            "; ".join(reasons[:3]) + ("; ..." if len(reasons) > 3 else "")
-            if reasons
-            else "no Conv, Gemm or MatMul"
-        )
-        if self.recipe.quantize.precision == INT8:
-            raise QuantizationError(
-                f"int8 was demanded and nothing can be int8: {text}.",
-                hint="use --precision auto: int8 cannot make this model faster or keep it within the budget",
-            )
-        variant = self.candidates[f"{FLOAT}-{self.layouts[0].name}"].variant
-        empty = Candidate(replace(variant, name=INT8, precision=INT8, decisions=plan.counts(), accuracy=None), {})
-        return empty.refuse(f"nothing stays int8: {text}")
+    def _accuracy_objection(self, candidate: Candidate) -> str | None:
+        accuracy = candidate.variant.accuracy
+        if accuracy is None:
+            return None
+        objection = self._budget(accuracy, accuracy["split"])
+        for name, blank in accuracy.get("blank", {}).items():
+            objection = objection or self._budget(blank, f"{accuracy['split']} samples with {name} blank, of")
+        return objection
 
-    def _scored(self, candidate: Candidate, scorer: Scorer | None) -> Candidate:
-        if scorer is None:
+    def _budget(self, accuracy: Mapping[str, Any], split: str) -> str | None:
+        """Returns why an accuracy is not within the budget, or None."""
+        where, budget, drop = (
+            f"{accuracy['samples']} {split} samples",
+            self.recipe.evaluate.max_drop,
+            accuracy["drop"],
+        )
+        if drop is None:
+            return f"{accuracy['metric']} is no number on {where}"
+        if drop > budget:
+            few = drop * accuracy["samples"] < 5
+            more = f"; one sample is {1 / accuracy['samples']:.2g}: give more" if few else ""
+            return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}{more}"
+        lost = 1 - (accuracy["cosine"] or 0.0)
+        if accuracy["metric"] == "agreement" and lost > budget:
+            return f"cosine with the float output drops by {lost:.4g} on {where}, budget {budget:.4g}"
+        return None
+
+    def _fallback(
+        self, chosen: Judged, order: Sequence[Proposal], floats: Sequence[Proposal], sure: Judged
+    ) -> list[Judged]:
+        """Returns a variant for devices that have ONNX Runtime alone, where what ships needs more."""
+        if chosen.proposal.plain:
+            return []
+        for proposal in order:
+            if proposal.plain and proposal.integer:
+                judged = self._judged(proposal, sure)
+                if judged.objection is None:
+                    return [judged]
+                break
+        if sure.proposal.plain:
+            return [sure]
+        plain = [f for f in floats if f.plain]
+        if not plain:
+            return []
+        judged = Judged(plain[0], self._scored(self._build(plain[0])))
+        judged.timings = self._time([judged.candidate])
+        return [judged]
+
+    # -- building, scoring, timing ---------------------------------------------------------------------------
+
+    def _enter(self, candidate: Candidate) -> Candidate:
+        self._candidates[candidate.variant.name] = candidate
+        self._sessions[candidate.variant.name] = self.bench.open(candidate)
+        return candidate
+
+    def _leave(self, candidate: Candidate) -> None:
+        name = candidate.variant.name
+        if name != BASELINE and name in self._sessions:
+            self.bench.discard(self._sessions.pop(name), candidate)
+
+    def _build(self, proposal: Proposal) -> Candidate:
+        models: make.Models = make.float_models
+        if proposal.plan is not None:
+            assert self.integers is not None
+            assert self.integers.table is not None
+            models = make.planned_models(proposal.plan, self.integers.table, proposal.layout)
+        with self.clock("build"):
+            return self._enter(make.build(proposal.name, proposal.layout, models, proposal.kinds))
+
+    def _time(self, candidates: Sequence[Candidate]) -> dict[str, Timing]:
+        samples = self.splits.evaluation if self.splits.evaluation is not None else self.splits.any
+        feeds = latency_feeds(self.bench.io, samples, self.bench.sizes)
+        names = list(dict.fromkeys([BASELINE, *(c.variant.name for c in candidates)]))
+        self.progress.status("measure", f"{len(names)} variants, interleaved")
+        with self.clock("measure"):
+            return time_sessions({n: self._sessions[n] for n in names}, feeds, seconds=SECONDS)
+
+    def _scored(self, candidate: Candidate) -> Candidate:
+        if not self._scorers:
             return candidate
-        accuracy = scorer.measure(self.sessions[candidate.variant.name])
-        accuracy["budget"] = self.recipe.evaluate.max_drop
+        session = self._sessions[candidate.variant.name]
+        accuracy, blank = {}, {}
+        for name, scorer in self._scorers:
+            self.progress.status("verify", f"{candidate.variant.precision}{f', {name} blank' if name else ''}")
+            found = scorer.measure(session)
+            if name:
+                blank[name] = found
+            else:
+                accuracy = found
+        accuracy |= {"budget": self.recipe.evaluate.max_drop} | ({"blank": blank} if blank else {})
         return replace(candidate, variant=replace(candidate.variant, accuracy=accuracy))
 
-    def _outcome(
-        self,
-        chosen: Candidate,
-        refused: Candidate | None,
-        plan: QuantPlan | None,
-        table: CalibrationTable | None,
-        timings: Mapping[str, Timing],
-    ) -> Outcome:
+    # -- what the bundle keeps -------------------------------------------------------------------------------
+
+    def _outcome(self, chosen: Judged, refused: Judged | None, others: Sequence[Judged]) -> Outcome:
         target = self.recipe.target
-        shipped = chosen.renamed(f"{target}-{chosen.variant.precision}")
-        variants, files = [shipped.variant], dict(shipped.files)
+        variants: list[Variant] = []
+        files: dict[str, bytes] = {}
+        latency: dict[str, Any] = {}
+        for number, judged in enumerate([chosen, *others]):
+            name = f"{target}-{judged.candidate.variant.precision}" + ("-onnxruntime" if number else "")
+            shipped = judged.candidate.renamed(name)
+            variants.append(shipped.variant)
+            files |= dict(shipped.files)
+            latency |= self._latency(judged, name)
         if refused is not None:
-            variants.append(refused.renamed(f"{target}-{INT8}").variant)
-        if plan is not None:
+            name = f"{target}-{INT8}"
+            variants.append(refused.candidate.refuse(refused.objection or "").renamed(name).variant)
+            latency |= self._latency(refused, name)
+        elif self.integers is not None and not chosen.proposal.integer:
+            variants.append(self._never_built(chosen.candidate))
+        if self.integers is not None:
+            plan = self._final_plan(self.integers, chosen, refused)
             files[f"plans/{target}-{INT8}.json"] = _json(plan.to_json())
-        if table is not None:
-            files["calibration.json"] = _json(table.to_json())
+            if self.integers.table is not None:
+                files["calibration.json"] = _json(self.integers.table.to_json())
+            if self.integers.result is not None:
+                budget, unit = self.recipe.evaluate.max_drop, "MB" if self._objective == "size" else "ms"
+                result, groups = self.integers.result, self.integers.groups
+                files |= front_files(result, groups, chosen.proposal.plan, budget, unit)
         return Outcome(
             tuple(variants),
             files,
-            self._latency(chosen, refused, timings),
-            _precision(self.stages, plan if chosen.variant.precision == INT8 else None),
-            self.candidates[BASELINE].variant.size_bytes,
+            latency,
+            _precision(self.stages, chosen),
+            self._candidates[BASELINE].variant.size_bytes,
             tuple(self.notes),
         )
 
-    def _latency(
-        self, chosen: Candidate, refused: Candidate | None, timings: Mapping[str, Timing]
-    ) -> dict[str, Any]:
-        base = timings[BASELINE]
-        result = {}
-        for candidate in (chosen, refused):
-            if candidate is None or candidate.variant.name not in timings:
-                continue
-            timing = timings[candidate.variant.name]
-            name = f"{self.recipe.target}-{candidate.variant.precision}"
-            same = timings.get(f"{FLOAT}-{candidate.variant.layout}")
-            result[name] = {
-                "float_ms": base.ms,
-                "variant_ms": timing.ms,
-                "ratio": timing.ms / base.ms,
-                "runs": timing.total.runs,
-                "batch": 1,
-                "engines": {
-                    engine: {
-                        "float_ms": same.engine_ms(engine) if same else None,
-                        "variant_ms": timing.engine_ms(engine),
-                    }
-                    for engine in timing.engines
-                },
-                "float_layouts_ms": {layout.name: timings[f"{FLOAT}-{layout.name}"].ms for layout in self.layouts},
+    @property
+    def _objective(self) -> str:
+        return self.recipe.quantize.objective
+
+    def _final_plan(self, integers: Integers, chosen: Judged, refused: Judged | None) -> QuantPlan:
+        """Returns the plan with what each decision costs and gains."""
+        result = integers.result
+        plan = chosen.proposal.plan or (refused.proposal.plan if refused is not None else None)
+        plan = plan or (result.points[0].plan if result and result.points else integers.plan({}))
+        if result is None:
+            return plan
+        group = {(g.stage, node): g for g in integers.groups for node in g.nodes}
+        decisions = tuple(
+            replace(d, cost=_number(result.cost.get(g.name)), gain=_number(result.gain.get(g.name)))
+            if (g := group.get((d.stage, d.node))) is not None
+            else d
+            for d in plan.decisions
+        )
+        return replace(plan, decisions=decisions)
+
+    def _nothing(self) -> str:
+        assert self.integers is not None
+        return self.integers.nothing()
+
+    def _never_built(self, candidate: Candidate) -> Variant:
+        empty = replace(candidate.variant, name=INT8, precision=INT8, decisions={}, accuracy=None)
+        return Candidate(empty, {}).refuse(self._nothing()).renamed(f"{self.recipe.target}-{INT8}").variant
+
+    def _latency(self, judged: Judged, shipped: str) -> dict[str, Any]:
+        """Returns what was measured of a variant under the name that it ships by; nothing if nothing was."""
+        name = judged.candidate.variant.name
+        if name not in judged.timings:
+            return {}
+        base, timing = judged.timings[BASELINE], judged.timings[name]
+        lineup = next((u for u in self.lineups if u.layout.name == judged.proposal.layout.name), None)
+        engines = {}
+        for entry in judged.candidate.variant.engines:
+            lane = lineup.lanes.get(entry.name) if lineup is not None else None
+            engines[entry.name] = {
+                "float_ms": _number(lane.float_ms) if lane is not None else None,
+                "variant_ms": timing.engine_ms(entry.name),
             }
-        return result
+        found = {
+            "float_ms": base.ms,
+            "variant_ms": timing.ms,
+            "ratio": timing.ms / base.ms,
+            "runs": timing.total.runs,
+            "batch": 1,
+            "engines": engines,
+        }
+        return {shipped: found}
 
 
 _REMEDY = "raise --max-drop, give more calibration samples, or use --precision auto to ship what works"
 
 
-def _precision(stages: StageGraph, plan: QuantPlan | None) -> dict[str, str]:
+def _precision(stages: StageGraph, chosen: Judged) -> dict[str, str]:
     """Returns stage name -> what runs there, for people."""
+    kind = {
+        stage: kind
+        for kind, covers in zip(chosen.proposal.kinds, chosen.proposal.layout.covers, strict=True)
+        for stage in covers
+    }
     result = {}
     for stage in stages.stages:
-        decisions = plan.stage(stage.name) if plan is not None else ()
-        count = sum(d.precision == INT8 for d in decisions)
-        floats = len(decisions) - count
-        result[stage.name] = "float" if not count else f"int8, {floats} float" if floats else "int8"
+        decisions = chosen.proposal.plan.stage(stage.name) if chosen.proposal.plan is not None else ()
+        kinds = list(dict.fromkeys(d.precision for d in decisions if d.precision != FLOAT))
+        floating = "float" if kind[stage.name].exact else kind[stage.name].precision
+        floats = sum(d.precision == FLOAT for d in decisions)
+        result[stage.name] = (
+            ", ".join([*kinds, *([f"{floats} {floating}"] if floats else [])]) if kinds else floating
+        )
     return result
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _json(value: Any) -> bytes:

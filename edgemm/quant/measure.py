@@ -1,28 +1,32 @@
-"""The search's answers from this machine: stages in ONNX Runtime, float and planned, on the search samples."""
+"""Accuracy of plans on this machine: stages in ONNX Runtime, float and planned, on the search samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from edgemm.data import Samples, Subset
+from edgemm.graph import digest
 from edgemm.metrics import Metric, choose_output, collect_labels, collect_outputs, numeric_parts, score
 from edgemm.partition import StageGraph
 from edgemm.quant.apply import apply_plan
-from edgemm.quant.chain import Chain, OpenStage, feeds
-from edgemm.quant.plan import INT8, QuantPlan
-from edgemm.quant.search import StageLatency
+from edgemm.quant.cache import Results, key_of
+from edgemm.quant.chain import Chain, OpenStage
+from edgemm.quant.plan import FLOAT, Decision, QuantPlan
+from edgemm.quant.search import Accuracy
 from edgemm.quant.table import CalibrationTable
-from edgemm.runtime.latency import measure
 from edgemm.tensors import Feed, IOSpec
 
-OPEN_PLANNED = 16
-"""Planned forms of stages that stay open; each holds its weights in memory."""
+OPEN_BYTES = 200 * 2**20
+"""Weights of planned forms of stages that stay open; at least one form of each stage does."""
 
 ERROR_SAMPLES = 32
 """Search samples that the output error is taken over."""
+
+COMPLETE = ""
+"""Key of the samples in which no modality is blank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Scoring:
 
 @dataclass(slots=True)
 class ChainMeasure:
-    """Measures plans for `search.choose`. Keeps float outputs once, and one open session per form of a stage.
+    """Accuracy and output error of plans. Keeps float outputs once, and sessions of the forms last used.
 
     Attributes:
         stage_graph: The float stages.
@@ -44,7 +48,8 @@ class ChainMeasure:
         table: The ranges that plans are applied with.
         samples: The search samples: neither calibration nor evaluation.
         scoring: The metric.
-        seconds: How long one latency measurement takes, per stage.
+        blanks: Modality -> the search samples with that modality blank.
+        results: Numbers of earlier runs.
     """
 
     stage_graph: StageGraph
@@ -52,28 +57,46 @@ class ChainMeasure:
     table: CalibrationTable
     samples: Samples
     scoring: Scoring
-    seconds: float = 0.5
-    _open: dict[tuple[str, frozenset[str]], OpenStage] = field(default_factory=dict)
-    _float: dict[str, np.ndarray] = field(default_factory=dict)
+    blanks: Mapping[str, Samples] = field(default_factory=dict)
+    results: Results = field(default_factory=Results)
+    _open: dict[tuple[str, str], OpenStage] = field(default_factory=dict)
+    _sizes: dict[tuple[str, str], int] = field(default_factory=dict)
+    _float: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     _few: dict[str, np.ndarray] = field(default_factory=dict)
+    _context: str = ""
 
-    def drop(self, plan: QuantPlan) -> float:
-        """Returns how much worse the metric is than float over all search samples.
+    def accuracy(self, plan: QuantPlan) -> Accuracy:
+        """Returns how much worse the metric is than float, over all search samples, complete and blank.
 
         Raises:
             DataError: The metric does not fit the outputs or labels.
             BackendError: ONNX Runtime fails in a stage.
         """
+        if not any(d.precision != FLOAT for d in plan.decisions):
+            return Accuracy(0.0, dict.fromkeys(self.blanks, 0.0))
+        key = self._key("accuracy", plan)
+        known = self.results.get(key)
+        if known is None:
+            known = asdict(
+                Accuracy(
+                    self._drop(plan, COMPLETE, self.samples),
+                    {name: self._drop(plan, name, samples) for name, samples in self.blanks.items()},
+                )
+            )
+            self.results.put(key, known)
+        return Accuracy(known["drop"], known["blank"])
+
+    def _drop(self, plan: QuantPlan, kind: str, samples: Samples) -> float:
         scoring, name = self.scoring, choose_output(self.io, self.scoring.output)
-        labels = collect_labels(self.samples, scoring.label) if scoring.label is not None else None
-        if not self._float:
-            self._float = self._outputs(None, self.samples)
-        planned = self._outputs(plan, self.samples)
+        labels = collect_labels(samples, scoring.label) if scoring.label is not None else None
+        if kind not in self._float:
+            self._float[kind] = self._outputs(None, samples)
+        planned = self._outputs(plan, samples)
         before, after = (
-            score(scoring.metric, outputs, name, labels=labels, reference=self._float)
-            for outputs in (self._float, planned)
+            score(scoring.metric, outputs, name, labels=labels, reference=self._float[kind])
+            for outputs in (self._float[kind], planned)
         )
-        return scoring.metric.drop(before, after)
+        return float(scoring.metric.drop(before, after))
 
     def output_error(self, plan: QuantPlan) -> float:
         """Returns the largest difference from float, relative to the largest magnitude of each output.
@@ -84,6 +107,14 @@ class ChainMeasure:
         Raises:
             BackendError: ONNX Runtime fails in a stage.
         """
+        key = self._key("error", plan)
+        known = self.results.get(key)
+        if known is None:
+            known = self._output_error(plan)
+            self.results.put(key, known)
+        return float(known)
+
+    def _output_error(self, plan: QuantPlan) -> float:
         few = Subset(self.samples, tuple(range(min(ERROR_SAMPLES, len(self.samples)))))
         if not self._few:
             self._few = self._outputs(None, few)
@@ -101,23 +132,6 @@ class ChainMeasure:
                 scale = max(float(np.abs(a[finite]).max()), 1e-12)
                 worst = max(worst, float(np.abs(a[finite] - b[finite]).max()) / scale)
         return worst
-
-    def latency(self, plan: QuantPlan, stages: Iterable[str]) -> Mapping[str, StageLatency]:
-        """Returns median latencies at batch 1 on a real sample, float and planned interleaved.
-
-        Raises:
-            BackendError: ONNX Runtime fails in a stage.
-        """
-        _, feed = next(feeds(self.io, self.samples, 1))
-        values = Chain(self.stage_graph, self.io, opened=self._sessions(None)).run(feed)
-        floats, planned = self._sessions(None), self._sessions(plan)
-        result = {}
-        for stage in stages:
-            inputs = {n: values[n] for n in floats[stage].inputs}
-            calls = {"float": _call(floats[stage], inputs), "int8": _call(planned[stage], inputs)}
-            found = measure(calls, seconds=self.seconds, warmup=5)
-            result[stage] = StageLatency(found["float"].median * 1e3, found["int8"].median * 1e3)
-        return result
 
     def _outputs(self, plan: QuantPlan | None, samples: Samples) -> dict[str, np.ndarray]:
         chain = Chain(self.stage_graph, self.io, opened=self._sessions(plan))
@@ -137,21 +151,40 @@ class ChainMeasure:
 
     def _session(self, name: str, plan: QuantPlan | None) -> OpenStage:
         decisions = plan.stage(name) if plan is not None else ()
-        key = name, frozenset(d.node for d in decisions if d.precision == INT8)
+        form = form_key(decisions)
+        key = name, form
         if key not in self._open:
-            planned = [k for k in self._open if k[1]]
-            if len(planned) >= OPEN_PLANNED:
-                del self._open[planned[0]]
             stage = next(s for s in self.stage_graph.stages if s.name == name)
-            model = apply_plan(stage, plan, self.table) if plan is not None and key[1] else stage.model
+            model = apply_plan(stage, plan, self.table) if plan is not None and form else stage.model
+            if form:
+                self._make_room(4 * stage.parameters)
+                self._sizes[key] = 4 * stage.parameters
             self._open[key] = OpenStage.open(name, model)
         return self._open[key]
 
+    def _make_room(self, size: int) -> None:
+        for key in list(self._sizes):
+            if sum(self._sizes.values()) + size <= OPEN_BYTES:
+                return
+            del self._open[key], self._sizes[key]
 
-def _call(stage: OpenStage, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-    names = list(stage.outputs)
+    def context(self) -> str:
+        """Returns a digest of everything but the plan that accuracy depends on."""
+        if not self._context:
+            self._context = key_of(
+                [digest(s.model) for s in self.stage_graph.stages],
+                self.table.to_json(),
+                [[len(s), getattr(s, "digest", None)] for s in (self.samples, *self.blanks.values())],
+                list(self.blanks),
+                [self.scoring.metric.name, self.scoring.label, self.scoring.output],
+            )
+        return self._context
 
-    def call() -> object:
-        return stage.session.run(names, inputs)
+    def _key(self, kind: str, plan: QuantPlan) -> str:
+        return key_of(kind, self.context(), [form_key(plan.stage(s.name)) for s in self.stage_graph.stages])
 
-    return call
+
+def form_key(decisions: tuple[Decision, ...]) -> str:
+    """Returns a key of everything in a stage's decisions that changes its graph; empty for plain float."""
+    parts = [(d.node, d.precision, dict(d.options)) for d in decisions if d.precision != FLOAT or d.options]
+    return key_of(parts) if parts else ""

@@ -1,64 +1,63 @@
-"""From a plan by rules to one that pays: stages that int8 makes slower, or too inexact, go back to float.
+"""Which nodes stay integer: the cost of each group in accuracy against what it gains in measured latency.
 
-Greedy, bounded and deterministic for equal measurements:
+1. *Sensitivity.* Each group alone is made integer, and the output error on a few samples is its cost.
+2. *Gain.* Each group alone is made float in the fastest form of the model, and the time that this loses is its
+   gain. Groups that gain nothing go back to float at once.
+3. *Path.* From the fastest setting towards float, the group with the least gain per cost is turned first. Where
+   another kind of integer (dynamic scales) costs less accuracy, it is tried before float.
+4. *Score.* The metric is measured on the search samples along the path: at its start, and by bisection where that
+   misses the budget. Then groups that went early are tried once more, the largest gain first.
 
-1. A stage whose int8 is not faster than its float on this machine is tried with one kind of operator int8 only
-   (all but Conv, all but MatMul, ...), and otherwise goes back to float.
-2. While the metric drops by more than the budget, the most damaging stage (leave one out) is turned: first the
-   part of it (an operator kind, its first or last layer, its first or second half) whose return to float leaves
-   the smallest output error, and if that is not enough, all of it.
-
-Every return is a decision with its rule and reason, so the plan explains itself.
+Every setting that was scored is a point of the front (latency, drop); `Contest` builds points from the fastest on
+until one holds on the evaluation samples. A time limit ends the search early, always with what is known so far.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edgemm.partition import StageGraph
-from edgemm.quant.placement import plan_quantization
-from edgemm.quant.plan import INT8, Decision, QuantPlan
-from edgemm.quant.table import CalibrationTable
-from edgemm.quant.tensors import WEIGHTED
+from edgemm.quant.groups import Group, Setting
+from edgemm.quant.plan import QuantPlan
 
-FASTER = 0.98
-"""Int8 time over float time that counts as faster; closer to 1 is noise."""
-
-SLOWER, BUDGET = "slower-than-float", "accuracy-budget"
-
-Node = tuple[str, str]
-"""Stage name, node name."""
+NOISE = 0.005
+"""Share of the model's latency that a group must gain; less is noise."""
 
 
 @dataclass(frozen=True, slots=True)
-class StageLatency:
-    """Median latency of one stage, both measured in one interleaved run, in milliseconds."""
+class Accuracy:
+    """How far a plan is from float on the search samples.
 
-    float_ms: float
-    int8_ms: float
+    Attributes:
+        drop: Of the metric on complete samples; NaN counts as unusable.
+        blank: Modality -> drop of the metric on the same samples with that modality blank.
+    """
+
+    drop: float
+    blank: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def ratio(self) -> float:
-        """Int8 time over float time."""
-        return self.int8_ms / self.float_ms if self.float_ms > 0 else math.inf
+    def worst(self) -> float:
+        """The largest drop, infinite when one is no number."""
+        return max(math.inf if math.isnan(d) else d for d in (self.drop, *self.blank.values()))
 
 
 class Measure(Protocol):
-    """What the search asks of the machine; `edgemm.quant.measure.ChainMeasure` answers with ONNX Runtime."""
+    """What the search asks of the machine."""
 
-    def latency(self, plan: QuantPlan, stages: Iterable[str]) -> Mapping[str, StageLatency]:
-        """Returns the latency of each of `stages`, float against planned."""
-        ...
-
-    def drop(self, plan: QuantPlan) -> float:
-        """Returns how much worse the metric is than float on the search samples; NaN counts as unusable."""
+    def accuracy(self, plan: QuantPlan) -> Accuracy:
+        """Returns the drops on the search samples."""
         ...
 
     def output_error(self, plan: QuantPlan) -> float:
-        """Returns the largest difference from the float outputs over samples, relative to each output's scale."""
+        """Returns the largest difference from float on a few samples, relative to the output's scale."""
+        ...
+
+    def milliseconds(self, plan: QuantPlan, other: QuantPlan, stage: str) -> tuple[float, float]:
+        """Returns the latency of the engine that has `stage`, under both plans, interleaved."""
         ...
 
 
@@ -68,233 +67,289 @@ class Limits:
 
     Attributes:
         drop: Largest drop of the metric.
-        output_error: Largest output error, or None for no limit. Models with a state need one: a metric over
-            many samples hides a single one that ran away.
-        evaluations: How many times `Measure.drop` may be asked.
-        slower: True lets int8 be slower than float; then nothing is timed, and equal inputs give equal plans.
+        output_error: Largest output error, or None for no limit. Models with a state need one: a metric over many
+            samples hides a single one that ran away.
+        seconds: The search begins nothing new after this.
+        timed: False asks for no latency: then equal inputs give equal plans, and nothing is turned for its time.
     """
 
     drop: float = 0.01
     output_error: float | None = None
-    evaluations: int = 40
-    slower: bool = False
+    seconds: float = 60.0
+    timed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A setting that was scored.
+
+    Attributes:
+        setting: Group -> precision; groups that are not listed are float.
+        plan: The same as decisions.
+        ms: Expected latency of the model, from the gains of its groups; NaN without latencies.
+        accuracy: On the search samples.
+        error: Output error on a few of them.
+        fits: Whether it is within the limits.
+    """
+
+    setting: Setting
+    plan: QuantPlan
+    ms: float
+    accuracy: Accuracy
+    error: float
+    fits: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The plan that is left, and what it measured on the search samples.
+    """What the search found.
 
     Attributes:
-        plan: May have nothing int8 left.
-        drop: Of the metric, against float.
-        max_output_error: Largest difference of an output element in any sample, relative to the output's scale.
-        latency: Stage -> latency, for the stages that were measured in their final form.
-        evaluations: How many plans were run over the search samples.
+        points: Every setting that was scored, the fastest first.
+        cost: Group -> output error when it alone is integer.
+        gain: Group -> milliseconds that it saves.
+        stages: Stage -> drop of the metric when only this stage is integer.
+        finished: False when the time limit ended it.
         steps: What was done, one sentence each.
     """
 
-    plan: QuantPlan
-    drop: float
-    max_output_error: float
-    latency: Mapping[str, StageLatency]
-    evaluations: int
+    points: tuple[Point, ...]
+    cost: Mapping[str, float]
+    gain: Mapping[str, float]
+    stages: Mapping[str, Accuracy]
+    finished: bool
     steps: tuple[str, ...]
 
+    @property
+    def best(self) -> Point | None:
+        """The fastest point within the limits, or None."""
+        return next((p for p in self.points if p.fits), None)
 
-def choose(
-    stage_graph: StageGraph, table: CalibrationTable, plan: QuantPlan, measure: Measure, limits: Limits
+
+PlanOf = Callable[[Setting, Mapping[str, tuple[str, str]]], QuantPlan]
+"""Makes a plan of a setting; the second argument tells why groups are float: name -> (rule, reason)."""
+
+
+def search(
+    groups: Sequence[Group],
+    start: Setting,
+    plan_of: PlanOf,
+    measure: Measure,
+    limits: Limits,
+    ms: float = math.nan,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
-    """Returns `plan` with everything turned back to float that does not pay.
+    """Returns the settings that were scored on the way from `start` towards float.
 
     Args:
-        stage_graph: The float stages.
-        table: The ranges that `plan` was made from; joins are decided again when their neighbours change.
-        plan: From `plan_quantization`.
-        measure: Accuracy and latency on this machine, on samples that calibration and evaluation do not use.
+        groups: What may be integer.
+        start: The fastest form of the model: group -> precision.
+        plan_of: Makes a plan of a setting.
+        measure: Accuracy and latency on samples that neither calibration nor evaluation uses.
         limits: The budget.
+        ms: Latency of the model under `start`.
+        progress: Called with (measurements done, measurements to do).
     """
-    search = _Search(stage_graph, table, measure, limits, plan)
-    if not limits.slower:
-        search.keep_faster()
-    search.keep_exact()
-    final = search.plan
-    drop, error = search.drop(final), search.error(final)
-    return SearchResult(final, drop, error, dict(search.latencies), search.evaluations, tuple(search.steps))
+    job = _Search(tuple(groups), plan_of, measure, limits, time.monotonic() + limits.seconds, progress)
+    return job.run(dict(start), ms)
 
 
 @dataclass(slots=True)
 class _Search:
-    stage_graph: StageGraph
-    table: CalibrationTable
+    groups: tuple[Group, ...]
+    plan_of: PlanOf
     measure: Measure
     limits: Limits
-    plan: QuantPlan
-    kept: dict[Node, tuple[str, str]] = field(default_factory=dict)
-    latencies: dict[str, StageLatency] = field(default_factory=dict)
-    evaluations: int = 0
+    deadline: float
+    progress: Callable[[int, int], None] | None
+    cost: dict[str, float] = field(default_factory=dict)
+    gain: dict[str, float] = field(default_factory=dict)
+    why: dict[str, tuple[str, str]] = field(default_factory=dict)
+    points: dict[tuple[tuple[str, str], ...], Point] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
-    _drops: dict[frozenset[Node], float] = field(default_factory=dict)
-    _errors: dict[frozenset[Node], float] = field(default_factory=dict)
+    finished: bool = True
+    stages: dict[str, Accuracy] = field(default_factory=dict)
+    _done: int = 0
 
-    def int8_stages(self) -> list[str]:
-        return list(dict.fromkeys(d.stage for d in self.plan.decisions if d.precision == INT8))
+    @property
+    def by_name(self) -> dict[str, Group]:
+        return {g.name: g for g in self.groups}
 
-    def with_float(self, nodes: Iterable[Node], rule: str, reason: str) -> QuantPlan:
-        """The current plan with these nodes float as well; joins that depended on them go along."""
-        kept = self.kept | {n: (rule, reason) for n in nodes}
-        return plan_quantization(self.stage_graph, self.table, self.plan.target, keep_float=self._all(kept))
-
-    def _all(self, kept: Mapping[Node, tuple[str, str]]) -> dict[Node, tuple[str, str]]:
-        """Nodes that the first plan had float for reasons of its own stay so (an edited plan, for example)."""
-        given = {(d.stage, d.node): (d.rule, d.reason) for d in self.plan.decisions if d.precision != INT8}
-        return given | dict(kept)
-
-    def turn(self, nodes: Iterable[Node], rule: str, reason: str, step: str) -> None:
-        nodes = list(nodes)
-        self.plan = self.with_float(nodes, rule, reason)
-        self.kept |= {n: (rule, reason) for n in nodes}
-        self.steps.append(step)
-
-    def weighted(self, stage: str) -> list[Decision]:
-        return [d for d in self.plan.stage(stage) if d.precision == INT8 and d.op in WEIGHTED]
-
-    # -- latency ---------------------------------------------------------------------------------------------
-
-    def keep_faster(self) -> None:
-        """Turns stages float that int8 does not make faster."""
-        stages = self.int8_stages()
-        if not stages:
-            return
-        self.latencies |= self.measure.latency(self.plan, stages)
-        for stage in stages:
-            latency = self.latencies[stage]
-            if latency.ratio > FASTER and not self._faster_part(stage):
-                self.turn_stage(stage, SLOWER, f"{latency.ratio:.2f} × the time of float")
-
-    def _faster_part(self, stage: str) -> bool:
-        """Keeps one kind of operator int8 if that alone is faster."""
-        nodes = self.weighted(stage)
-        kinds = sorted({d.op for d in nodes})
-        if len(kinds) < 2:
-            return False
-        best: tuple[float, str, StageLatency, list[Node], str] | None = None
-        for kind in kinds:
-            others = [(stage, d.node) for d in nodes if d.op == kind]
-            reason = f"with int8 {kind} the stage takes {self.latencies[stage].ratio:.2f} × the time of float"
-            latency = self.measure.latency(self.with_float(others, SLOWER, reason), [stage])[stage]
-            if latency.ratio <= FASTER and (best is None or latency.ratio < best[0]):
-                best = latency.ratio, kind, latency, others, reason
-        if best is None:
-            return False
-        _, kind, self.latencies[stage], others, reason = best
-        self.turn(others, SLOWER, reason, f"{stage}: {kind} float, because {reason}")
-        return True
-
-    def turn_stage(self, stage: str, rule: str, reason: str) -> None:
-        nodes = [(stage, d.node) for d in self.plan.stage(stage) if d.precision == INT8]
-        self.turn(nodes, rule, reason, f"{stage}: float, {reason}")
-
-    # -- accuracy --------------------------------------------------------------------------------------------
-
-    def keep_exact(self) -> None:
-        """Turns stages, or parts of them, float until the plan is within the limits."""
-        while self.int8_stages() and not self.within(self.plan):
-            if self.evaluations >= self.limits.evaluations:
-                reason = f"no plan within the budget was found in {self.evaluations} evaluations"
-                for stage in self.int8_stages():
-                    self.turn_stage(stage, BUDGET, reason)
-                return
-            stage = self._most_damaging()
-            if not self._exact_part(stage):
-                self.turn_stage(stage, BUDGET, self._over(self.plan))
-
-    def within(self, plan: QuantPlan) -> bool:
-        limit = self.limits.output_error
-        return self.drop(plan) <= self.limits.drop and (limit is None or self.error(plan) <= limit)
-
-    def _over(self, plan: QuantPlan) -> str:
-        drop, limit = self.drop(plan), self.limits.output_error
-        if not drop <= self.limits.drop:
-            return f"int8 here loses most of a drop of {drop:.4g}, budget {self.limits.drop:.4g}"
-        return f"int8 here causes most of an output error of {self.error(plan):.3g}, limit {limit:.3g}"
-
-    def _most_damaging(self) -> str:
-        """The stage without which the rest drops least; ties by output error, then by order."""
-        stages = self.int8_stages()
-        if len(stages) == 1:
-            return stages[0]
-        scores = []
-        for stage in stages:
-            nodes = [(d.stage, d.node) for d in self.plan.stage(stage) if d.precision == INT8]
-            without = self.with_float(nodes, BUDGET, "leave one out")
-            scores.append((_worse(self.drop(without)), _worse(self.error(without))))
-        return stages[scores.index(min(scores))]
-
-    def _exact_part(self, stage: str) -> bool:
-        """Turns the best part of a stage float, if what is left is within the limits and still faster."""
-        over = self._over(self.plan)
-        parts = _parts(stage, self.weighted(stage))
-        ranked = sorted(
-            ((_worse(self.error(self.with_float(n, BUDGET, over))), i) for i, (_, n) in enumerate(parts)),
+    def run(self, setting: dict[str, str], ms: float) -> SearchResult:
+        active = [g for g in self.groups if g.name in setting]
+        self.sensitivities(active, setting)
+        if self.limits.timed:
+            setting, ms = self.paying(active, setting, ms)
+        path = self.path(setting)
+        if setting and not self.score(setting, ms).fits:
+            self.along(path, setting, ms)
+        order = sorted(
+            self.points.values(), key=lambda p: (math.inf if math.isnan(p.ms) else p.ms, len(p.setting) * -1)
         )
-        for _, index in ranked[:2]:
-            name, nodes = parts[index]
-            plan = self.with_float(nodes, BUDGET, over)
-            if self.evaluations < self.limits.evaluations and self.within(plan) and self._pays(plan, stage):
-                self.turn(nodes, BUDGET, over, f"{stage}: {name} float, {over}")
-                return True
-        return False
+        return SearchResult(tuple(order), self.cost, self.gain, self.stages, self.finished, tuple(self.steps))
 
-    def _pays(self, plan: QuantPlan, stage: str) -> bool:
-        """True when the stage is faster than float as planned, or need not be."""
-        if self.limits.slower:
+    # -- what a group costs and gains ------------------------------------------------------------------------
+
+    def sensitivities(self, active: Sequence[Group], setting: Setting) -> None:
+        for group in active:
+            if self.late():
+                return
+            self.cost[group.name] = self.measure.output_error(self.plan({group.name: setting[group.name]}))
+            self.tick(len(active))
+        for stage in dict.fromkeys(g.stage for g in active):
+            if self.late():
+                return
+            alone = {g.name: setting[g.name] for g in active if g.stage == stage}
+            self.stages[stage] = self.measure.accuracy(self.plan(alone))
+
+    def paying(self, active: Sequence[Group], setting: dict[str, str], ms: float) -> tuple[dict[str, str], float]:
+        """Returns `setting` without the groups that gain nothing, and its expected latency."""
+        plan = self.plan(setting)
+        for group in active:
+            if self.late():
+                break
+            without = {k: v for k, v in setting.items() if k != group.name}
+            fast, slow = self.measure.milliseconds(plan, self.plan(without), group.stage)
+            self.gain[group.name] = slow - fast
+            self.tick(len(active))
+        useless = [g for g in active if self.gain.get(g.name, math.inf) <= NOISE * ms]
+        if not useless or len(useless) == len(active):
+            return setting, ms
+        for group in useless:
+            gain = self.gain[group.name]
+            text = f"{setting[group.name]} saves {gain:.3g} ms of {ms:.3g} ms" if gain > 0 else "not faster"
+            self.why[group.name] = "no-gain", f"{text} on this machine"
+        rest = {k: v for k, v in setting.items() if k not in {g.name for g in useless}}
+        # Gains do not add up where integers pass from group to group, so all of it is measured once more.
+        change = 0.0
+        by_name = self.by_name
+        for stage in dict.fromkeys(g.stage for g in useless):
+            both = {k: v for k, v in setting.items() if k in rest or by_name[k].stage != stage}
+            fast, slow = self.measure.milliseconds(plan, self.plan(both), stage)
+            if slow > fast * (1 + NOISE):
+                for group in useless:
+                    if group.stage == stage:
+                        rest[group.name] = setting[group.name]
+                        self.why.pop(group.name)
+            else:
+                change += slow - fast
+        turned = [g.name for g in useless if g.name not in rest]
+        if turned:
+            self.steps.append(f"float, because integer saves no time: {_list(turned)}")
+        return {g.name: setting[g.name] for g in active if g.name in rest}, ms + change
+
+    def path(self, setting: Setting) -> list[str]:
+        """Returns the groups in the order in which they go back to float: least gain per cost first."""
+
+        def worth(name: str) -> float:
+            cost = self.cost.get(name, 0.0)
+            gain = max(self.gain.get(name, 0.0), 1e-9) if self.limits.timed else 1.0
+            return gain / max(cost, 1e-12) if math.isfinite(cost) else 0.0
+
+        return sorted(setting, key=lambda name: (worth(name), name))
+
+    # -- along the path --------------------------------------------------------------------------------------
+
+    def along(self, path: Sequence[str], setting: dict[str, str], ms: float) -> None:
+        """Finds, by bisection, how many groups must go back, then tries each of them once more."""
+        setting, ms = self.milder(path, setting, ms)
+        if self.score(setting, ms).fits:
+            return
+        low, high = 0, len(path)  # `low` groups turned is too few; `high` (nothing integer) always fits
+        while high - low > 1 and not self.late():
+            middle = (low + high) // 2
+            if self.score(*self.without(path[:middle], setting, ms)).fits:
+                high = middle
+            else:
+                low = middle
+        if high == len(path):
+            self.steps.append("no part of the integer plan was within the budget")
+            return
+        gone = list(path[:high])
+        for name in sorted(gone[:-1], key=lambda n: -self.gain.get(n, 0.0)):
+            if self.late():
+                break
+            rest = [n for n in gone if n != name]
+            if self.score(*self.without(rest, setting, ms)).fits:
+                gone = rest
+        self.steps.append(f"float, because the budget of {self.limits.drop:.4g} asks for it: {_list(gone)}")
+
+    def milder(self, path: Sequence[str], setting: dict[str, str], ms: float) -> tuple[dict[str, str], float]:
+        """Returns `setting` with the costliest groups at another kind of integer where that errs less."""
+        changed = dict(setting)
+        total = sum(c for c in self.cost.values() if math.isfinite(c))
+        for name in path:
+            cost = self.cost.get(name, 0.0)
+            if self.late() or (math.isfinite(cost) and cost < 0.1 * total):
+                continue
+            for other in self.by_name[name].options:
+                if other == setting[name]:
+                    continue
+                error = self.measure.output_error(self.plan({name: other}))
+                if error < 0.5 * self.cost.get(name, 0.0) and self.faster_than_float(name, changed, other):
+                    changed[name] = other
+                    self.steps.append(f"{name}: {other} instead of {setting[name]}, error {error:.2g}")
+                    self.cost[name] = error
+                    break
+        if changed != setting and self.limits.timed:
+            plans = self.plan(setting), self.plan(changed)
+            for stage in dict.fromkeys(self.by_name[n].stage for n in changed if changed[n] != setting[n]):
+                fast, slow = self.measure.milliseconds(*plans, stage)
+                ms += slow - fast
+        return changed, ms
+
+    def faster_than_float(self, name: str, setting: Setting, precision: str) -> bool:
+        if not self.limits.timed:
             return True
-        latency = self.measure.latency(plan, [stage])[stage]
-        if latency.ratio > FASTER:
+        without = {k: v for k, v in setting.items() if k != name}
+        with_it, floating = self.measure.milliseconds(
+            self.plan({**without, name: precision}), self.plan(without), self.by_name[name].stage
+        )
+        return with_it < floating * (1 - NOISE)
+
+    def without(self, names: Sequence[str], setting: Setting, ms: float) -> tuple[dict[str, str], float]:
+        rest = {k: v for k, v in setting.items() if k not in set(names)}
+        return rest, ms + sum(max(0.0, self.gain.get(n, 0.0)) for n in names)
+
+    # -- measurements ----------------------------------------------------------------------------------------
+
+    def plan(self, setting: Setting) -> QuantPlan:
+        why = dict(self.why)
+        for group in self.groups:
+            if group.name not in setting and group.name not in why and group.name in self.cost:
+                why[group.name] = "accuracy-budget", self.reason(group.name)
+        return self.plan_of(setting, why)
+
+    def reason(self, name: str) -> str:
+        gain = self.gain.get(name)
+        saved = f", saves {gain:.3g} ms" if gain is not None else ""
+        return f"output error {self.cost[name]:.2g} by itself{saved}: the budget of {self.limits.drop:.4g} is kept"
+
+    def score(self, setting: dict[str, str], ms: float) -> Point:
+        key = tuple(sorted(setting.items()))
+        if key not in self.points:
+            plan = self.plan(setting)
+            accuracy, error = self.measure.accuracy(plan), math.nan
+            fits = accuracy.worst <= self.limits.drop
+            if fits and self.limits.output_error is not None:
+                error = self.measure.output_error(plan)
+                fits = error <= self.limits.output_error
+            self.points[key] = Point(setting, plan, ms, accuracy, error, fits)
+        return self.points[key]
+
+    def late(self) -> bool:
+        if time.monotonic() < self.deadline:
             return False
-        self.latencies[stage] = latency
+        if self.finished:
+            self.finished = False
+            self.steps.append(f"stopped after {self.limits.seconds:g} s (--search-seconds)")
         return True
 
-    def drop(self, plan: QuantPlan) -> float:
-        key = _int8_nodes(plan)
-        if not key:
-            return 0.0
-        if key not in self._drops:
-            self.evaluations += 1
-            self._drops[key] = self.measure.drop(plan)
-        return self._drops[key]
-
-    def error(self, plan: QuantPlan) -> float:
-        key = _int8_nodes(plan)
-        if not key:
-            return 0.0
-        if key not in self._errors:
-            self._errors[key] = self.measure.output_error(plan)
-        return self._errors[key]
+    def tick(self, groups: int) -> None:
+        self._done += 1
+        if self.progress is not None:
+            self.progress(self._done, groups * (2 if self.limits.timed else 1))
 
 
-def _int8_nodes(plan: QuantPlan) -> frozenset[Node]:
-    return frozenset((d.stage, d.node) for d in plan.decisions if d.precision == INT8)
-
-
-def _worse(value: float) -> float:
-    return math.inf if math.isnan(value) else value
-
-
-def _parts(stage: str, decisions: list[Decision]) -> list[tuple[str, list[Node]]]:
-    """Parts of a stage that may go back to float without all of it: smaller ones first."""
-    nodes = [(stage, d.node) for d in decisions]
-    if len(nodes) < 2:
-        return []
-    half = len(nodes) // 2
-    parts = [
-        ("its first layer", nodes[:1]),
-        ("its last layer", nodes[-1:]),
-        ("its first half", nodes[:half]),
-        ("its second half", nodes[half:]),
-    ]
-    kinds = sorted({d.op for d in decisions})
-    if len(kinds) > 1:
-        parts += [(f"every {kind}", [(stage, d.node) for d in decisions if d.op == kind]) for kind in kinds]
-    unique = {frozenset(part): (name, part) for name, part in reversed(parts)}
-    return sorted(unique.values(), key=lambda item: (len(item[1]), item[0]))
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -92,7 +92,13 @@ def _resolve(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
             fields[section] = part | {key: f"{folder / file}{colon}{name}"}
             part = fields[section]
 
-    for section, key in (("model", "path"), ("model", "factory"), ("data", "calib"), ("data", "eval")):
+    for section, key in (
+        ("model", "path"),
+        ("model", "factory"),
+        ("data", "calib"),
+        ("data", "eval"),
+        ("quantize", "plan"),
+    ):
         at(section, key)
     metric = (fields.get("evaluate") or {}).get("metric") if isinstance(fields.get("evaluate"), dict) else None
     if isinstance(metric, str) and ".py:" in metric:

@@ -14,6 +14,8 @@ from edgemm.errors import DataError
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
 Precision = Literal["auto", "fp32", "int8"]
 Layout = Literal["auto", "staged", "whole"]
+Engine = Literal["auto", "onnxruntime", "openvino"]
+Objective = Literal["latency", "size", "accuracy"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -111,9 +113,22 @@ class QuantizeSection(Section):
     """What precision may be used."""
 
     precision: Precision = Field(
-        default="auto", description="auto: int8 where it is faster and within budget. int8: or fail. fp32: none."
+        default="auto",
+        description="auto: integers or bf16 where faster and within budget. int8: or fail. fp32: float.",
     )
     calibrator: Calibrator = Field(default="percentile", description="How a tensor's range is chosen.")
+    objective: Objective = Field(
+        default="latency",
+        description="Within the budget: the fastest, the smallest, or (with max_latency_ms) the most accurate.",
+    )
+    max_latency_ms: float | None = Field(
+        default=None, gt=0, description="Latency that what ships must keep to on this machine, in milliseconds."
+    )
+    search_seconds: float = Field(
+        default=60.0, ge=0, description="The search begins nothing new after this and takes the best so far."
+    )
+    plan: Path | None = Field(default=None, description="A saved plan to apply instead of searching for one.")
+    cache: bool = Field(default=True, description="Keep measurements, so that a search that was stopped goes on.")
 
 
 class Recipe(Section):
@@ -130,6 +145,9 @@ class Recipe(Section):
     layout: Layout = Field(
         default="auto",
         description="staged: one engine per stage; whole: one engine; auto: measured, staged if no slower.",
+    )
+    engine: Engine = Field(
+        default="auto", description="What runs the graphs; auto: whatever is installed and measured faster."
     )
     threads: int = Field(default=0, ge=0, description="Threads for measuring; 0: the backend decides.")
 

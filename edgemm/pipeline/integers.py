@@ -1,0 +1,335 @@
+"""From samples to plans worth building: calibrate, race the integer forms, search over groups of nodes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgemm.data import Blank, BlankValues, Samples, blank_twins, blank_values, with_blanks
+from edgemm.errors import QuantizationError
+from edgemm.partition import StageGraph
+from edgemm.pipeline.engines import EngineKind
+from edgemm.pipeline.judge import Judge, SizeJudge
+from edgemm.pipeline.lineup import NONE, LineUp, anything, exact, race_forms
+from edgemm.pipeline.progress import Clock, Progress
+from edgemm.pipeline.proposals import Proposal, Started, integer_proposals
+from edgemm.pipeline.race import Track
+from edgemm.pipeline.scoring import choose_metric
+from edgemm.pipeline.splits import Splits
+from edgemm.quant.cache import Results, cache_folder, key_of
+from edgemm.quant.collect import collect
+from edgemm.quant.groups import Group, choices_of, group_nodes
+from edgemm.quant.measure import ChainMeasure, Scoring
+from edgemm.quant.placement import alternatives, plan_quantization
+from edgemm.quant.plan import DYNAMIC, FLOAT, INT8, WEIGHT4, WEIGHT8, QuantPlan
+from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
+from edgemm.quant.table import CalibrationTable
+from edgemm.recipe import Recipe
+from edgemm.runtime.machine import describe_machine
+from edgemm.tensors import IOSpec
+
+MARGIN = 1.03
+"""Two latencies within this factor count as equal: then one engine per stage is preferred to a whole one."""
+
+STATE_ERROR = 0.1
+"""Largest output error, relative to the output's scale, of int8 in a model with a state: it feeds back."""
+
+GUESS, EVERY, MIXED, WEIGHTS, GIVEN = "guess", "every", "dynamic", "weights", "given"
+"""Forms: what the placement rules choose; all that has an integer kernel; dynamic scales where there are any;
+stored in few bits; the user's own plan."""
+
+
+def timed(recipe: Recipe) -> bool:
+    """Returns whether anything is chosen by time: not when precision, layout and engine are all given."""
+    return "auto" in (recipe.quantize.precision, recipe.layout, recipe.engine)
+
+
+def limits_of(recipe: Recipe, io: IOSpec) -> Limits:
+    """Returns the budget of the search."""
+    section = recipe.quantize
+    return Limits(
+        drop=recipe.evaluate.max_drop,
+        output_error=STATE_ERROR if io.states else None,
+        seconds=section.search_seconds,
+        timed=(section.precision != INT8 and timed(recipe)) or section.objective == "size",
+    )
+
+
+def blanks_of(recipe: Recipe, io: IOSpec, samples: Samples) -> BlankValues:
+    """Returns what a silent modality looks like; means are taken over `samples`."""
+    blanks = {n: Blank.parse(i.blank) for n, i in recipe.inputs.items() if i.blank is not None}
+    return blank_values(io, samples, blanks, recipe.data.seed)
+
+
+def read_plan(path: Path) -> QuantPlan:
+    """Returns the plan in a file that `edgemm plan --save` wrote.
+
+    Raises:
+        QuantizationError: There is no such file, or it holds no plan.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise QuantizationError(
+            f"{path}: no plan can be read: {error}.", hint="write one with edgemm plan MODEL --save plan.json"
+        ) from error
+    if not isinstance(data, dict) or not isinstance(data.get("decisions"), list):
+        raise QuantizationError(
+            f"{path}: got JSON without a list of decisions, expected a plan.",
+            hint="write one with edgemm plan MODEL --save plan.json",
+        )
+    return QuantPlan.from_json(data)
+
+
+@dataclass(slots=True)
+class Integers:
+    """Finds the plans of one model. `find` is the story; the fields below `clock` are what it came to.
+
+    Attributes:
+        recipe: What the user wants.
+        stages: The float stages.
+        io: The model's signature.
+        splits: The samples.
+        lineups: Float times of every layout; the times of integer forms are added here.
+        tracks: What times a graph, by its name.
+        threads: What the user asked for.
+        progress: Told about every step.
+        clock: Seconds by step.
+        table: Ranges.
+        lineup: The layout that was chosen.
+        groups: What the search decides about.
+        result: What it found.
+        warnings: What the calibration data lacks.
+    """
+
+    recipe: Recipe
+    stages: StageGraph
+    io: IOSpec
+    splits: Splits
+    lineups: Sequence[LineUp]
+    tracks: Mapping[str, Track]
+    threads: int
+    progress: Progress
+    clock: Clock
+    table: CalibrationTable | None = None
+    lineup: LineUp | None = None
+    groups: tuple[Group, ...] = ()
+    result: SearchResult | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def find(self) -> list[Proposal]:
+        """Returns the proposals with integers that are within the budget on the search samples.
+
+        Raises:
+            QuantizationError: The plan that was given does not fit this model.
+        """
+        with self.clock("calibrate"):
+            self._calibrate()
+        self.groups = group_nodes(self.stages, alternatives(self.stages, self._table))
+        plans = self._forms()
+        with self.clock("race"):
+            started = self._race(plans)
+        with self.clock("search"):
+            return self._search(plans, started)
+
+    def nothing(self) -> str:
+        """Returns why nothing is integer."""
+        if self.result is not None and self.result.points:
+            worst = min(self.result.points, key=lambda p: p.accuracy.worst)
+            return (
+                f"no plan keeps the budget of {self._limits.drop:.4g} on the search samples; "
+                f"the closest drops by {worst.accuracy.worst:.4g}"
+            )
+        decisions = self.plan({g.name: g.guess for g in self.groups if g.guess != FLOAT}).decisions
+        reasons = list(dict.fromkeys(f"{d.op} {d.node}: {d.reason}" for d in decisions if d.precision == FLOAT))
+        text = "; ".join(reasons[:3]) + ("; ..." if len(reasons) > 3 else "")
+        return f"nothing stays int8: {text or 'no Conv, Gemm or MatMul gains from it on this machine'}"
+
+    def plan(self, setting: Mapping[str, str], why: Mapping[str, tuple[str, str]] | None = None) -> QuantPlan:
+        """Returns the plan of a setting; `why` tells why groups are float: name -> (rule, reason)."""
+        keep = {
+            (g.stage, node): reason
+            for g in self.groups
+            if g.name not in setting and (reason := (why or {}).get(g.name)) is not None
+            for node in g.nodes
+        }
+        choices = choices_of(self.groups, setting)
+        return plan_quantization(self.stages, self._table, self.recipe.target, keep_float=keep, choices=choices)
+
+    def twins(self, samples: Samples) -> Mapping[str, Samples]:
+        """Returns the samples with one modality blank each, where the budget covers blanks."""
+        if self.recipe.data.blank_share == 0:
+            return {}
+        assert self.splits.calibration is not None
+        return blank_twins(samples, self.io, blanks_of(self.recipe, self.io, self.splits.calibration))
+
+    @property
+    def _table(self) -> CalibrationTable:
+        assert self.table is not None
+        return self.table
+
+    @property
+    def _limits(self) -> Limits:
+        return limits_of(self.recipe, self.io)
+
+    @property
+    def _by_size(self) -> bool:
+        return self.recipe.quantize.objective == "size"
+
+    def _calibrate(self) -> None:
+        assert self.splits.calibration is not None
+        data, io = self.recipe.data, self.io
+        values = blanks_of(self.recipe, io, self.splits.calibration)
+        samples, blank = with_blanks(self.splits.calibration, io, data.blank_share, data.seed, values)
+        table = self.table = collect(
+            self.stages,
+            io,
+            samples,
+            self.recipe.quantize.calibrator,
+            lambda done, total: self.progress.bar("calibrate", done, total),
+        )
+        blanks = "".join(f", {count} with {name} blank" for name, count in blank.items())
+        self.progress.step(
+            "calibrate", f"{table.samples} samples{blanks}; {len(table.ranges)} tensors, {table.calibrator}"
+        )
+
+    def _forms(self) -> dict[str, QuantPlan]:
+        """Returns the integer forms of the model. One that decides like an earlier one is left out."""
+        if self.recipe.quantize.plan is not None:
+            return {GIVEN: read_plan(self.recipe.quantize.plan)}
+        forms: dict[str, QuantPlan] = {}
+        for name, setting in self._settings().items():
+            if setting and all(setting != self._settings()[other] for other in forms):
+                forms[name] = self.plan(setting)
+        return forms
+
+    def _settings(self) -> dict[str, dict[str, str]]:
+        static = {g.name: g.guess for g in self.groups if g.guess != FLOAT}
+        if self._by_size:
+            order = (WEIGHT4, WEIGHT8, INT8, DYNAMIC)
+            return {WEIGHTS: {g.name: next(p for p in order if p in g.options) for g in self.groups}}
+        if not self._limits.timed:
+            return {GUESS: static}
+        return {
+            GUESS: static,
+            EVERY: {g.name: INT8 for g in self.groups if INT8 in g.options},
+            MIXED: static | {g.name: DYNAMIC for g in self.groups if DYNAMIC in g.options},
+        }
+
+    def _race(self, plans: Mapping[str, QuantPlan]) -> Started:
+        """Times the forms, chooses the layout, and returns the form that each of its graphs starts from."""
+        for lineup in self.lineups:
+            judge = self._judge(lineup, {})
+
+            def model(graph: str, form: str, judge: Judge = judge) -> ir.Model | None:
+                return judge.model(plans[form], graph) if judge.integer(plans[form], graph) else None
+
+            if self._limits.timed and not self._by_size:
+                bar = _bar(self.progress, f"race {lineup.layout.name}")
+                race_forms(lineup, self.tracks, list(plans), model, bar)
+                continue
+            for name, lane in lineup.lanes.items():
+                kind = next(k for form, k in lane.ratios if form == NONE)
+                lane.ratios |= {(f, kind): 1.0 for f in plans if judge.integer(plans[f], name)}
+        lineup = self.lineup = best_lineup(self.lineups)
+        if self._limits.timed and not self._by_size:
+            self.progress.step("race", _race_line(lineup))
+        started = {}
+        for name, lane in lineup.lanes.items():
+            floating = lane.best([NONE], exact)
+            for best in (lane.best(list(plans), anything), lane.best(list(plans), exact)):
+                if best is None or name in started:
+                    continue
+                free = not self._limits.timed or floating is None or self._by_size or GIVEN in plans
+                if free or lane.ms(*best) < lane.ms(*floating or best):
+                    started[name] = best
+        return Started(started)
+
+    def _judge(self, lineup: LineUp, kinds: Mapping[str, EngineKind]) -> Judge:
+        samples, label = self.splits.search, self.splits.search_label
+        assert samples is not None
+        evaluate = self.recipe.evaluate
+        scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
+        results = self._results()
+        measure = ChainMeasure(self.stages, self.io, self._table, samples, scoring, self.twins(samples), results)
+        machine = key_of(describe_machine(), self.threads)
+        judge = SizeJudge if self._by_size else Judge
+        return judge(measure, lineup.layout, self.tracks, kinds, self._table, machine, results)
+
+    def _results(self) -> Results:
+        known = getattr(self.splits.calibration, "digest", None) is not None
+        if not self.recipe.quantize.cache or not known or ".py:" in (self.recipe.evaluate.metric or ""):
+            return Results()
+        return Results.open(cache_folder() / "search.jsonl")
+
+    def _search(self, plans: Mapping[str, QuantPlan], started: Started) -> list[Proposal]:
+        assert self.lineup is not None
+        lineup, limits = self.lineup, self._limits
+        judge = self._judge(lineup, {name: kind for name, (_, kind) in started.forms.items()})
+        best_ms = 0.0
+        for name, lane in lineup.lanes.items():
+            best = started.forms.get(name) or lane.best([NONE], anything)
+            best_ms += lane.ms(*best) if best is not None else math.nan
+        if GIVEN in plans:
+            plan = plans[GIVEN]
+            accuracy = judge.accuracy(plan)
+            given = Point({}, plan, best_ms, accuracy, math.nan, accuracy.worst <= limits.drop)
+            self.result = SearchResult((given,), {}, {}, {}, True, ("the plan that was given",))
+            return integer_proposals(lineup, started, [given], best_ms)
+        settings, covers = self._settings(), dict(zip(lineup.lanes, lineup.layout.covers, strict=True))
+        start = {
+            g.name: settings[form][g.name]
+            for name, (form, _) in started.forms.items()
+            for g in self.groups
+            if g.stage in covers[name] and g.name in settings[form]
+        }
+        if isinstance(judge, SizeJudge):
+            best_ms = judge.total(self.plan(start))
+        assert self.splits.search is not None
+        self.progress.status("search", f"{len(start)} groups of nodes, {len(self.splits.search)} samples")
+        result = self.result = search(
+            self.groups, start, self.plan, judge, limits, best_ms, _bar(self.progress, "search")
+        )
+        self._tell(result)
+        return integer_proposals(lineup, started, [p for p in result.points if p.fits], best_ms)
+
+    def _tell(self, result: SearchResult) -> None:
+        for step in result.steps:
+            self.progress.step("search", step)
+        costs = "; ".join(f"{stage} {_drops(a)}" for stage, a in result.stages.items())
+        if costs:
+            self.progress.step("search", f"drop with one stage integer: {costs}")
+        fitting = sum(p.fits for p in result.points)
+        self.progress.step(
+            "search", f"{len(result.points)} plans scored, {fitting} within {self._limits.drop:.4g}"
+        )
+
+
+def best_lineup(lineups: Sequence[LineUp]) -> LineUp:
+    """Returns the layout with the fastest forms, the preferred one where it is no slower."""
+    times = [lineup.ms() for lineup in lineups]
+    best = min(times)
+    return next((u for u, ms in zip(lineups, times, strict=True) if ms <= MARGIN * best), lineups[0])
+
+
+def _drops(accuracy: Accuracy) -> str:
+    blanks = "".join(f", {name} blank {drop:.4g}" for name, drop in accuracy.blank.items())
+    return f"{accuracy.drop:.4g}{blanks and f' ({blanks[2:]})'}"
+
+
+def _bar(progress: Progress, step: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress.bar(step, done, total)
+
+
+def _race_line(lineup: LineUp) -> str:
+    parts = []
+    for name, lane in lineup.lanes.items():
+        best = lane.best([form for form, _ in lane.ratios], anything)
+        if best is not None:
+            parts.append(f"{name} {best[0]} on {best[1]}, {lane.ratios[best]:.2f} × float ONNX Runtime")
+    return f"{lineup.layout.name}: {'; '.join(parts)}"

@@ -1,0 +1,135 @@
+"""What each graph of a layout takes on each engine, float and integer: the ground on which plans are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from edgemm.pipeline.candidates import Layout
+from edgemm.pipeline.engines import EngineKind
+from edgemm.pipeline.race import Track
+
+NONE = "float"
+"""The form in which nothing is integer."""
+
+CLOSE = 1.5
+"""An engine whose float is slower than the best by more than this is not tried with integers."""
+
+CALL_MS = 0.006
+"""What one more engine costs a call outside of it."""
+
+Accept = Callable[[EngineKind], bool]
+
+
+def anything(kind: EngineKind) -> bool:
+    """Accepts every engine, also one that rounds floats."""
+    return True
+
+
+def exact(kind: EngineKind) -> bool:
+    """Accepts engines that keep float32 as it is."""
+    return kind.exact
+
+
+def onnxruntime(kind: EngineKind) -> bool:
+    """Accepts ONNX Runtime, which every device with the `cpu` extra has."""
+    return kind.backend == EngineKind().backend
+
+
+@dataclass(slots=True)
+class Lane:
+    """Times of one graph of a layout.
+
+    Attributes:
+        float_ms: Latency of the float graph on ONNX Runtime.
+        ratios: (form, engine) -> time over that.
+    """
+
+    float_ms: float
+    ratios: dict[tuple[str, EngineKind], float] = field(default_factory=dict)
+
+    def best(self, forms: Sequence[str], accept: Accept) -> tuple[str, EngineKind] | None:
+        """Returns the fastest of `forms` with its engine, or None."""
+        found = [(r, i, k) for i, (k, r) in enumerate(self.ratios.items()) if k[0] in forms and accept(k[1])]
+        return min(found)[2] if found else None
+
+    def ms(self, form: str, kind: EngineKind) -> float:
+        """Returns the expected latency in milliseconds, infinite for what was not tried."""
+        return self.float_ms * self.ratios.get((form, kind), math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class LineUp:
+    """Times of one layout: graph name -> its lane."""
+
+    layout: Layout
+    lanes: Mapping[str, Lane]
+
+    def ms(self, accept: Accept = anything) -> float:
+        """Returns the expected latency of the model when every graph takes its fastest form and engine."""
+        total = CALL_MS * (len(self.lanes) - 1)
+        for lane in self.lanes.values():
+            best = lane.best([form for form, _ in lane.ratios], accept)
+            total += lane.ms(*best) if best is not None else math.inf
+        return total
+
+
+def race_floats(layout: Layout, tracks: Mapping[str, Track], kinds: Sequence[EngineKind]) -> LineUp:
+    """Returns the times of the float graphs on every engine. A lone engine is not timed."""
+    lanes = {}
+    for stage in layout.stages:
+        track = tracks[stage.name]
+        if len(kinds) == 1:
+            lanes[stage.name] = Lane(math.nan, {(NONE, kinds[0]): 1.0})
+            continue
+        lane = Lane(track.reference_ms())
+        for kind in kinds:
+            if (ratio := track.ratio(stage.model, kind)) is not None:
+                lane.ratios[NONE, kind] = ratio
+        lanes[stage.name] = lane
+    return LineUp(layout, lanes)
+
+
+Models = Callable[[str, str], ir.Model | None]
+"""Makes the graph of (graph of the layout, form); None when the form has nothing integer there."""
+
+
+def race_forms(
+    lineup: LineUp,
+    tracks: Mapping[str, Track],
+    forms: Sequence[str],
+    models: Models,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Adds the times of integer forms, on each engine whose float is not far behind, with one thread count each.
+
+    The fastest is then tried with the other thread count as well.
+    """
+    total = len(lineup.lanes) * len(forms)
+    for number, (name, lane) in enumerate(lineup.lanes.items()):
+        floats = {kind: ratio for (form, kind), ratio in lane.ratios.items() if form == NONE}
+        limit = CLOSE * min(floats.values(), default=0.0)
+        tried: dict[tuple[str, str], EngineKind] = {}
+        for kind, ratio in sorted(floats.items(), key=lambda item: item[1]):
+            if ratio <= limit or onnxruntime(kind):
+                tried.setdefault((kind.backend, kind.precision), kind)
+        for at, form in enumerate(forms):
+            if progress is not None:
+                progress(number * len(forms) + at + 1, total)
+            model = models(name, form)
+            if model is None:
+                continue
+            for kind in tried.values():
+                if (found := tracks[name].ratio(model, kind)) is not None:
+                    lane.ratios[form, kind] = found
+        best = lane.best(forms, anything)
+        model = models(name, best[0]) if best is not None else None
+        if best is None or model is None:
+            continue
+        for other in floats:
+            same = (other.backend, other.precision) == (best[1].backend, best[1].precision)
+            if same and other != best[1] and (found := tracks[name].ratio(model, other)) is not None:
+                lane.ratios[best[0], other] = found

@@ -1,0 +1,115 @@
+"""From points of the search to variants that can be built: which graph is integer, and what runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from edgemm.pipeline.candidates import Layout
+from edgemm.pipeline.engines import EngineKind
+from edgemm.pipeline.lineup import NONE, Accept, Lane, LineUp, anything, exact, onnxruntime
+from edgemm.quant.plan import FLOAT, QuantPlan
+from edgemm.quant.search import Point
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A variant that may ship.
+
+    Attributes:
+        name: For people and temporary files.
+        layout: Its graphs.
+        kinds: The engine of each.
+        plan: What is integer; None is nothing.
+        ms: Expected latency.
+        drop: Worst drop on the search samples as the search measured it; 0 for float.
+    """
+
+    name: str
+    layout: Layout
+    kinds: tuple[EngineKind, ...]
+    plan: QuantPlan | None
+    ms: float
+    drop: float = 0.0
+
+    @property
+    def integer(self) -> bool:
+        """Whether anything is integer."""
+        return self.plan is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether ONNX Runtime runs all of it."""
+        return all(onnxruntime(k) for k in self.kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Where the search started: graph of the layout -> (form, engine). Float graphs are not listed."""
+
+    forms: Mapping[str, tuple[str, EngineKind]]
+
+
+def float_proposal(lineup: LineUp, accept: Accept, name: str) -> Proposal | None:
+    """Returns the model in float on the fastest accepted engines; None when a graph has none."""
+    kinds, total = [], 0.0
+    for lane in lineup.lanes.values():
+        best = lane.best([NONE], accept)
+        if best is None:
+            return None
+        kinds.append(best[1])
+        total += lane.ms(*best)
+    return Proposal(name, lineup.layout, tuple(kinds), None, total)
+
+
+def integer_proposals(lineup: LineUp, started: Started, points: Iterable[Point], best_ms: float) -> list[Proposal]:
+    """Returns a variant per point and per kind of engine that is allowed: any, exact, ONNX Runtime alone.
+
+    In a variant, a graph whose float is faster on an allowed engine than its integers are goes back to float.
+    """
+    result: dict[object, Proposal] = {}
+    for number, point in enumerate(points):
+        extra = point.ms - best_ms if math.isfinite(point.ms) and math.isfinite(best_ms) else 0.0
+        for accept in (anything, exact, onnxruntime):
+            made = _assign(lineup, started, point.plan, accept)
+            if made is None:
+                continue
+            kinds, plan, ms = made
+            key = kinds, frozenset((d.stage, d.node, d.precision) for d in plan.decisions)
+            name = f"int8-{number}-{accept.__name__}"
+            result.setdefault(key, Proposal(name, lineup.layout, kinds, plan, ms + extra, point.accuracy.worst))
+    return list(result.values())
+
+
+def _assign(
+    lineup: LineUp, started: Started, plan: QuantPlan, accept: Accept
+) -> tuple[tuple[EngineKind, ...], QuantPlan, float] | None:
+    kinds: list[EngineKind] = []
+    total = 0.0
+    for (name, lane), covers in zip(lineup.lanes.items(), lineup.layout.covers, strict=True):
+        integer = any(d.precision != FLOAT for stage in covers for d in plan.stage(stage))
+        floating = lane.best([NONE], accept)
+        best = _integer_engine(lane, started.forms.get(name), accept) if integer else None
+        if best is not None and (floating is None or not lane.ms(*floating) <= lane.ms(*best)):
+            kinds.append(best[1])
+            total += lane.ms(*best)
+            continue
+        if floating is None:
+            return None
+        if integer:
+            reason = f"its float graph is faster on {floating[1]} than its integers anywhere"
+            plan = plan.with_stages_float(covers, "float-is-faster", reason)
+        kinds.append(floating[1])
+        total += lane.ms(*floating)
+    if not any(d.precision != FLOAT for d in plan.decisions):
+        return None
+    return tuple(kinds), plan, total
+
+
+def _integer_engine(
+    lane: Lane, started: tuple[str, EngineKind] | None, accept: Accept
+) -> tuple[str, EngineKind] | None:
+    if started is None:
+        return None
+    return started if accept(started[1]) else lane.best([started[0]], accept)

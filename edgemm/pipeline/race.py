@@ -1,0 +1,180 @@
+"""Graphs against each other on this machine, engine by engine, before anything is chosen.
+
+Two sessions are open at a time: a reference, the float graph on ONNX Runtime, and one other. They take turns in
+short blocks, so that what disturbs one disturbs the other, and the ratio of their medians counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemm.backends.registry import get_backend
+from edgemm.errors import BackendError
+from edgemm.partition import Stage, StageGraph
+from edgemm.pipeline.candidates import WHOLE
+from edgemm.pipeline.engines import EngineKind
+from edgemm.quant.chain import Chain
+from edgemm.rewrite.prepare import prepare
+from edgemm.runtime.registry import session_class
+from edgemm.runtime.session import EngineSession, SessionOptions
+from edgemm.tensors import Feed, IOSpec
+
+FEEDS = 4
+SECONDS = 0.16
+"""Time of one comparison, without the rests."""
+
+_ROUNDS = 5
+_MAX_BLOCK = 40
+_REST = 0.05
+"""Seconds until the threads of a session that may spin have gone to sleep."""
+
+
+@dataclass(slots=True)
+class Track:
+    """One graph of a layout with its real inputs: the forms of it are raced here.
+
+    Attributes:
+        stage: The float graph.
+        feeds: Its inputs for a few samples.
+        folder: For engine files.
+        threads: What the user asked for; 0 leaves it to the backend.
+        alone: Whether it is the model's only engine, whose threads may then spin between runs.
+    """
+
+    stage: Stage
+    feeds: Sequence[Feed]
+    folder: Path
+    threads: int
+    alone: bool
+    _reference: EngineSession | None = None
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def open(self, model: ir.Model, kind: EngineKind) -> EngineSession:
+        """Returns a session on `model` as it would ship.
+
+        Raises:
+            BackendError: The backend cannot run it.
+        """
+        payload = build_payload(model, kind)
+        path = self.folder / f"race-{next(self._numbers)}{payload[1]}"
+        path.write_bytes(payload[0])
+        threads = kind.threads if kind.threads is not None else self.threads
+        options = SessionOptions(threads=threads, spinning=self.alone, precision=kind.precision)
+        try:
+            return session_class(kind.backend)(path, options)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def ratio(self, model: ir.Model, kind: EngineKind) -> float | None:
+        """Returns the time of `model` on `kind` over that of the float graph on ONNX Runtime, or None.
+
+        None when the backend cannot run it.
+        """
+        try:
+            other = self.open(model, kind)
+        except BackendError:
+            return None
+        try:
+            if self._reference is None:
+                self._reference = self.open(self.stage.model, EngineKind())
+            reference, taken = self.compare(self._reference, other)
+        except BackendError:
+            return None
+        finally:
+            other.close()
+        return taken / reference
+
+    def milliseconds(self, one: ir.Model, other: ir.Model, kind: EngineKind) -> tuple[float, float]:
+        """Returns the median latencies of two graphs on one kind of engine, in milliseconds.
+
+        Raises:
+            BackendError: The backend cannot run one of them.
+        """
+        first, second = self.open(one, kind), self.open(other, kind)
+        try:
+            a, b = self.compare(first, second, 2 * SECONDS)
+        finally:
+            first.close()
+            second.close()
+        return a * 1e3, b * 1e3
+
+    def compare(self, a: EngineSession, b: EngineSession, seconds: float = SECONDS) -> tuple[float, float]:
+        """Returns the median seconds of both, from blocks in alternating order."""
+        sessions = (a, b)
+        for session in sessions:
+            session.run(self.feeds[0])
+        blocks = [_block(session, self.feeds[0], seconds / _ROUNDS / 2) for session in sessions]
+        times: tuple[list[float], list[float]] = ([], [])
+        at = 0
+        for number in range(_ROUNDS):
+            for which in ((0, 1), (1, 0))[number % 2]:
+                if self.alone:
+                    time.sleep(_REST)
+                session = sessions[which]
+                session.run(self.feeds[at % len(self.feeds)])
+                for _ in range(blocks[which]):
+                    feed = self.feeds[at % len(self.feeds)]
+                    start = time.perf_counter()
+                    session.run(feed)
+                    times[which].append(time.perf_counter() - start)
+                    at += 1
+        return float(np.median(times[0])), float(np.median(times[1]))
+
+    def reference_ms(self) -> float:
+        """Returns the median latency of the float graph on ONNX Runtime in milliseconds."""
+        if self._reference is None:
+            self._reference = self.open(self.stage.model, EngineKind())
+        return self.compare(self._reference, self._reference)[0] * 1e3
+
+    def close(self) -> None:
+        """Closes the reference."""
+        if self._reference is not None:
+            self._reference.close()
+            self._reference = None
+
+
+def build_payload(model: ir.Model, kind: EngineKind) -> tuple[bytes, str]:
+    """Returns the engine file of `model` for `kind`, prepared for its backend, with its suffix.
+
+    Raises:
+        BackendError: The backend cannot run it.
+    """
+    engine = get_backend(kind.backend).build(prepare(model, kind.backend), "cpu")
+    return engine.payload, engine.suffix
+
+
+def stage_feeds(graph: StageGraph, io: IOSpec, samples: Sequence[Feed]) -> dict[str, list[Feed]]:
+    """Returns the inputs of every stage, and under `WHOLE` of the model with its states, for a few feeds.
+
+    Raises:
+        BackendError: The float model does not run.
+    """
+    chain = Chain(graph, io)
+    chosen = np.unique(np.linspace(0, len(samples) - 1, FEEDS).round().astype(int))
+    result: dict[str, list[Feed]] = {}
+    for index in chosen:
+        chain.reset()
+        values = chain.run(_filled(samples[int(index)], io))
+        for name, inputs in [(WHOLE, io.inputs), *((s.name, s.inputs) for s in graph.stages)]:
+            result.setdefault(name, []).append({i.name: np.ascontiguousarray(values[i.name]) for i in inputs})
+    return result
+
+
+def _filled(feed: Feed, io: IOSpec) -> Feed:
+    """Returns one sample as the raw graph takes it: repeated where the batch is fixed."""
+    if not isinstance(io.batch, int) or io.batch == 1:
+        return feed
+    return {n: np.repeat(v, io.batch // len(v), axis=0) if v.ndim else v for n, v in feed.items()}
+
+
+def _block(session: EngineSession, feed: Feed, seconds: float) -> int:
+    start = time.perf_counter()
+    session.run(feed)
+    return int(np.clip(seconds / max(time.perf_counter() - start, 1e-6), 2, _MAX_BLOCK))
