@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,9 @@ from edgemm.errors import ExportError, ParityError
 from edgemm.export.archive import first_line
 from edgemm.export.batching import Run, Tolerance
 from edgemm.export.feeds import Feeds, cast_row
-from edgemm.graph import serialize
+from edgemm.graph import on_disk
 from edgemm.tensors import BATCH, Feed, IOSpec
 
-_LARGE = 1 << 30
 _BATCHES = (1, 2, 5)
 _BUILTIN_DOMAINS = {
     "",
@@ -53,12 +50,7 @@ class OrtRunner:
 
 
 def _open(ort: Any, model: ir.Model, options: Any) -> Any:
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size < _LARGE:
-        return ort.InferenceSession(serialize(model), options, providers=["CPUExecutionProvider"])
-    with TemporaryDirectory(prefix="edgemm-") as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model.clone(), path, external_data="model.data")
+    with on_disk(model) as path:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,9 @@ import onnx_ir as ir
 from edgemm._optional import require
 from edgemm.data import Sample, Samples, batches, make_feed
 from edgemm.errors import BackendError
-from edgemm.graph import serialize
+from edgemm.graph import on_disk
 from edgemm.partition import StageGraph
 from edgemm.tensors import BATCH, IOSpec
-
-_PROTOBUF_LIMIT = 2**31 - 2**24
 
 
 def feeds(io: IOSpec, samples: Samples, size: int) -> Iterator[tuple[list[Sample], dict[str, np.ndarray]]]:
@@ -140,7 +137,9 @@ class OpenStage:
                     value.type = ir.TensorType(ir.DataType.FLOAT)
                 graph.outputs.append(value)
         try:
-            session = open_session(model)
+            session = open_session(model, arena=not taps)
+        except BackendError:
+            raise
         except Exception as error:
             raise BackendError(
                 f"stage '{name}': ONNX Runtime cannot open it for calibration: {error}",
@@ -169,20 +168,26 @@ class OpenStage:
             yield (self.name, tap), found[tap] if tap in found else values[tap]
 
 
-def open_session(model: ir.Model) -> Any:
-    """Returns an onnxruntime session on `model` for this machine's CPU.
+def open_session(model: ir.Model, *, arena: bool = True) -> Any:
+    """Returns an onnxruntime session on `model` for this machine's CPU; it maps the weights from a file.
 
-    A model beyond protobuf's 2 GB goes through a temporary file with its weights beside it.
+    Args:
+        model: The graph.
+        arena: False gives memory back after every call: slower, for runs that look at many tensors.
+
+    Raises:
+        BackendError: There is no room in the temporary folder.
     """
     ort = require("onnxruntime", extra="cpu", why="run the model for calibration")
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    providers = ["CPUExecutionProvider"]
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if weights < _PROTOBUF_LIMIT:
-        return ort.InferenceSession(serialize(model), options, providers=providers)
-    with tempfile.TemporaryDirectory(prefix="edgemm-calibrate-") as folder:
-        path = Path(folder) / "stage.onnx"
-        ir.save(model, path, external_data="stage.onnx.data")
-        return ort.InferenceSession(str(path), options, providers=providers)
+    try:
+        with on_disk(model) as path:
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise BackendError(
+            f"{tempfile.gettempdir()}: no room for a temporary copy of the model: {error.strerror or error}.",
+            hint="free some space there, or name another folder in the variable TMPDIR",
+        ) from error
