@@ -2,7 +2,7 @@
 
 Each keeps a fixed amount of memory per tensor however many samples it sees, and its result does not depend on the
 order of the samples, the batch size, or how the samples were divided over calibrators that are merged. To add one:
-a class with the three methods of `Calibrator`, a row in `CALIBRATORS`, a row in the property tests.
+a class with the methods of `Calibrator`, a row in `CALIBRATORS`; the property tests take it up by themselves.
 
 Every range holds zero, because padding, ReLU and blank samples need an exact zero. NaN and Inf are not counted.
 """
@@ -10,12 +10,15 @@ Every range holds zero, because padding, ReLU and blank samples need an exact ze
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
 from edgemm.errors import QuantizationError, did_you_mean
+from edgemm.quant.arithmetic import activation_scale
 from edgemm.quant.histogram import HALF, Histogram
 from edgemm.quant.table import TensorRange
 
@@ -25,6 +28,7 @@ CALIBRATORS = {
     "percentile": "edgemm.quant.calibrators:Percentile",
     "entropy": "edgemm.quant.calibrators:Entropy",
     "mse": "edgemm.quant.calibrators:MeanSquaredError",
+    "auto": "edgemm.quant.calibrators:Auto",
 }
 
 LEVELS = 256
@@ -45,6 +49,14 @@ class Calibrator(Protocol[_Self]):
 
     def range(self) -> TensorRange | None:
         """Returns the range to represent, or None when no finite value was observed."""
+        ...
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        """Returns everything that was observed, as arrays without objects, to be saved."""
+        ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the place of the calibrator that gave `state`."""
         ...
 
 
@@ -91,6 +103,14 @@ class MinMax:
             return None
         return _with_zero(self._low, self._high, (self._low, self._high))
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns minimum and maximum."""
+        return {"seen": np.array([self._low, self._high])}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes minimum and maximum from `state`."""
+        self._low, self._high = map(float, state["seen"])
+
 
 class Average:
     """The mean over samples of each sample's minimum and maximum: an outlier sample counts once.
@@ -105,6 +125,8 @@ class Average:
 
     def observe(self, array: np.ndarray) -> None:
         """Takes values; axis 0 counts samples."""
+        if array.size == 0:
+            return
         self._seen.observe(array)
         rows = array.reshape(array.shape[0], -1).astype(np.float64)
         bad = ~np.isfinite(rows)
@@ -131,6 +153,16 @@ class Average:
         low, high = float(self._low / self._samples), float(self._high / self._samples)
         return _with_zero(low, high, (seen.seen_low, seen.seen_high))
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns the sums, as exact fractions in text, and the extremes."""
+        return {**self._seen.state(), "sums": np.array([str(self._low), str(self._high), str(self._samples)])}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes sums and extremes from `state`."""
+        self._seen.restore(state)
+        low, high, samples = map(str, state["sums"])
+        self._low, self._high, self._samples = Fraction(low), Fraction(high), int(samples)
+
 
 class _FromHistogram:
     """Observes into a histogram; `_choose` picks the range from it."""
@@ -155,6 +187,14 @@ class _FromHistogram:
         if h.low == h.high:
             return _with_zero(h.low, h.high, (h.low, h.high))
         return _with_zero(*self._choose(), (h.low, h.high))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns the histogram."""
+        return self.histogram.state()
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the histogram from `state`."""
+        self.histogram.restore(state)
 
     def _choose(self) -> tuple[float, float]:
         raise NotImplementedError
@@ -231,6 +271,71 @@ class MeanSquaredError(_FromHistogram):
 
     def _bounds(self, outermost: int) -> np.ndarray:
         return np.unique(np.linspace(HALF, outermost, self.candidates).round().astype(int))
+
+
+class Auto(_FromHistogram):
+    """For each tensor the range with the smallest squared error, of those that the other calibrators choose.
+
+    One pass: they share a histogram, from which the error of quantizing and dequantizing every value with uint8 is
+    read off. Ties go to the widest range. Which one was taken is in `TensorRange.by`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._average = Average()
+
+    def observe(self, array: np.ndarray) -> None:
+        """Takes values; axis 0 counts samples."""
+        super().observe(array)
+        self._average.observe(array)
+
+    def merge(self, other: _FromHistogram) -> None:
+        """Takes what `other` has observed."""
+        super().merge(other)
+        self._average.merge(cast("Auto", other)._average)
+
+    def range(self) -> TensorRange | None:
+        """Returns the best of the ranges of the other calibrators."""
+        seen = MinMax()
+        seen.restore({"seen": np.array([self.histogram.low, self.histogram.high])})
+        found = {"minmax": seen.range(), "moving-average": self._average.range()}
+        for name, kind in (("percentile", Percentile), ("entropy", Entropy), ("mse", MeanSquaredError)):
+            other = kind()
+            other.histogram = self.histogram
+            found[name] = other.range()
+        ranges = {name: value for name, value in found.items() if value is not None}
+        if not ranges:
+            return None
+        errors = {name: squared_error(self.histogram, value) for name, value in ranges.items()}
+        best = min(ranges, key=lambda name: (errors[name], ranges[name].low - ranges[name].high))
+        return replace(ranges[best], by=best)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns the histogram and the sums."""
+        return {**super().state(), **self._average.state()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes histogram and sums from `state`."""
+        super().restore(state)
+        self._average.restore(state)
+
+
+def squared_error(histogram: Histogram, chosen: TensorRange) -> float:
+    """Returns the mean squared error of every value that was counted, quantized to uint8 over `chosen`.
+
+    Exact up to the width of a bin, which is below a sixteenth of the scale of the whole range.
+    """
+    if histogram.count == 0:
+        return 0.0
+    used = np.flatnonzero(histogram.counts)
+    edges = histogram.edges()
+    values = np.clip((edges[used] + edges[used + 1]) / 2, histogram.low, histogram.high)
+    values = np.where((used == HALF) | (used == HALF - 1), 0.0, values)  # mostly exact zeros, behind a ReLU
+    scale = activation_scale(chosen)
+    step = float(scale.scale)
+    quantized = np.clip(np.rint(values / step) + scale.zero_point, 0, LEVELS - 1)
+    errors = ((quantized - scale.zero_point) * step - values) ** 2
+    return float((errors * histogram.counts[used]).sum() / histogram.count)
 
 
 def _divergence(counts: np.ndarray, start: int, stop: int) -> float:

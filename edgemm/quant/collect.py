@@ -16,15 +16,17 @@ import numpy as np
 from edgemm.data import Samples, hash_sample
 from edgemm.errors import QuantizationError
 from edgemm.graph import digest
-from edgemm.partition import StageGraph
+from edgemm.partition import Stage, StageGraph
 from edgemm.quant.calibrators import Calibrator, calibrator_class
 from edgemm.quant.chain import Chain, Tap, fed, feeds
+from edgemm.quant.coverage import TensorCoverage
+from edgemm.quant.partial import Partial
 from edgemm.quant.placement import tensors_to_calibrate
 from edgemm.quant.table import CalibrationTable
-from edgemm.quant.tensors import table_key
+from edgemm.quant.tensors import activated_output, table_key
 from edgemm.tensors import IOSpec
 
-BUDGET = 256 * 2**20
+BUDGET = 64 * 2**20
 """Bytes of watched values that one call may hold."""
 
 LARGEST_BATCH = 16
@@ -36,9 +38,9 @@ Progress = Callable[[int, int], None]
 def collect(
     stage_graph: StageGraph, io: IOSpec, samples: Samples, calibrator: str, progress: Progress | None = None
 ) -> CalibrationTable:
-    """Returns a range for every tensor that a plan may quantize, keyed `stage:tensor`.
+    """Returns a range for every tensor that a plan may quantize, keyed `stage:tensor`, and the coverage.
 
-    The result does not depend on the batch size, and for models without a state not on the order of the samples.
+    The ranges do not depend on the batch size, and for models without a state not on the order of the samples.
     States are carried from sample to sample, as the device will.
 
     Args:
@@ -52,15 +54,29 @@ def collect(
         QuantizationError: No samples, or no such calibrator.
         BackendError: ONNX Runtime cannot run a stage; the message names it.
     """
+    return observe(stage_graph, io, samples, calibrator, progress).table()
+
+
+def observe(
+    stage_graph: StageGraph, io: IOSpec, samples: Samples, calibrator: str, progress: Progress | None = None
+) -> Partial:
+    """Returns what a calibrator observes on `samples`: to be merged with other parts, or saved.
+
+    Raises:
+        EdgemmError: As `collect`.
+    """
     make = calibrator_class(calibrator)
     if len(samples) == 0:
         raise QuantizationError(
             "no calibration samples.", hint="int8 needs real data (--calib); ranges are never made up"
         )
     wanted = {s.name: tensors_to_calibrate(s) for s in stage_graph.stages}
+    axes = {s.name: _channel_axes(s) for s in stage_graph.stages}
     sizes = _probe(stage_graph, io, samples, wanted)
     passes = group_taps(sizes, BUDGET)
     watchers: dict[str, Calibrator[Any]] = {}
+    tensors: dict[str, TensorCoverage] = {}
+    first = (len(samples) + 1) // 2
     sha = hashlib.sha256()
     for number, group in enumerate(passes):
         chain = Chain(stage_graph, io, group)
@@ -73,20 +89,37 @@ def collect(
             for (stage, tensor), value in chain.taps(feed):
                 if value.dtype == np.float32 and value.size:
                     key = table_key(stage, tensor)
-                    watchers.setdefault(key, make()).observe(_by_sample(value, fed(feed, io)))
+                    if key not in watchers:
+                        watchers[key], tensors[key] = make(), TensorCoverage(axes[stage].get(tensor, -1), first)
+                    value = _by_sample(value, fed(feed, io))
+                    watchers[key].observe(value.reshape(len(value), -1))
+                    tensors[key].observe(value)
             done += len(rows)
             if progress is not None:
                 progress(number * len(samples) + done, len(passes) * len(samples))
-    ranges = {key: found for key in sorted(watchers) if (found := watchers[key].range()) is not None}
     graphs = hashlib.sha256("".join(digest(s.model) for s in stage_graph.stages).encode()).hexdigest()
-    return CalibrationTable(ranges, calibrator, len(samples), graphs, sha.hexdigest())
+    modalities = {table_key(s.name, t): s.modalities for s in stage_graph.stages for t in wanted[s.name]}
+    return Partial(calibrator, watchers, tensors, modalities, len(samples), graphs, (sha.hexdigest(),))
+
+
+def _channel_axes(stage: Stage) -> dict[str, int]:
+    """Returns the axis of the channels, without the batch axis, for tensors whose reader or producer says so.
+
+    A convolution has them in front; everything else in the last axis.
+    """
+    axes: dict[str, int] = {}
+    for node in stage.model.graph:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            behind = activated_output(node)
+            axes |= {str(v.name): 0 for v in (node.inputs[0], node.outputs[0], behind) if v is not None}
+    return axes
 
 
 def _by_sample(value: np.ndarray, count: int) -> np.ndarray:
     """Axis 0 as samples, where the tensor has them in front; otherwise all of it is one sample."""
     if value.ndim and count > 1 and value.shape[0] % count == 0:
-        return value.reshape(count, -1)
-    return value.reshape(1, -1)
+        return value if value.shape[0] == count else value.reshape(count, -1, *value.shape[1:])
+    return value if value.ndim > 1 and value.shape[0] == 1 else value[None]
 
 
 def _probe(

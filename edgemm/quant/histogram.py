@@ -8,6 +8,7 @@ the same in any order, any batch size and any division of the data over histogra
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -82,6 +83,19 @@ class Histogram:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.count += other.count
         self.skipped += other.skipped
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns everything that was counted, as arrays."""
+        used = np.flatnonzero(self.counts)
+        whole = np.array([self.exponent, self.count, self.skipped], np.int64)
+        return {"bins": used, "counts": self.counts[used], "whole": whole, "ends": np.array([self.low, self.high])}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the place of the histogram that gave `state`."""
+        self.counts[:] = 0
+        self.counts[state["bins"]] = state["counts"]
+        self.exponent, self.count, self.skipped = map(int, state["whole"])
+        self.low, self.high = map(float, state["ends"])
 
     def edges(self) -> np.ndarray:
         """Returns the 2 · `HALF` + 1 edges of the bins, ascending, float64."""

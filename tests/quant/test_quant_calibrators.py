@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgemm.errors import QuantizationError
-from edgemm.quant.calibrators import CALIBRATORS, calibrator_class
+from edgemm.quant.arithmetic import activation_scale
+from edgemm.quant.calibrators import CALIBRATORS, calibrator_class, squared_error
 from edgemm.quant.histogram import HALF, Histogram
 
 values = hnp.arrays(
@@ -39,6 +42,22 @@ def test_independent_of_order_batch_size_and_merging(name, array, seed, cuts):
             other.observe(part)
         first.merge(other)
     assert first.range() == whole
+
+
+@pytest.mark.parametrize("name", CALIBRATORS)
+@settings(max_examples=20, deadline=None)
+@given(array=values, cut=st.integers(0, 6))
+def test_saved_state_goes_on_as_if_it_had_never_stopped(name, array, cut):
+    whole = result(name, [array])
+    first = calibrator_class(name)()
+    first.observe(array[:cut] if cut else array[:0].reshape(0, 1))
+    again = calibrator_class(name)()
+    again.observe(np.float32([[1e9, -1e9]]))  # what restore must forget
+    again.restore({k: v.copy() for k, v in first.state().items()})
+    assert all(v.dtype.kind in "iufU" for v in first.state().values())
+    if len(array[cut:]):
+        again.observe(array[cut:])
+    assert again.range() == whole
 
 
 @pytest.mark.parametrize("name", CALIBRATORS)
@@ -148,6 +167,53 @@ def test_percentile_is_the_percentile():
     found = result("percentile", [array])
     assert found.high == pytest.approx(np.quantile(array, 0.99995), abs=4 / HALF * 2)
     assert found.low == pytest.approx(np.quantile(array, 0.00005), abs=4 / HALF * 2)
+
+
+def quantized(array, found):
+    scale = activation_scale(found)
+    q = np.clip(np.rint(array / scale.scale) + scale.zero_point, 0, 255)
+    return (q - scale.zero_point) * scale.scale
+
+
+def error(array, found):
+    return float(((quantized(array.astype(np.float64), found) - array) ** 2).mean())
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace", "uniform", "relu", "outlier"])
+def test_auto_is_never_worse_than_the_calibrators_it_chooses_from(kind):
+    rng = np.random.default_rng(5)
+    array = {
+        "normal": lambda: rng.normal(size=(20, 5000)),
+        "laplace": lambda: rng.laplace(size=(20, 5000)),
+        "uniform": lambda: rng.uniform(-1, 3, size=(20, 5000)),
+        "relu": lambda: np.maximum(rng.normal(size=(20, 5000)), 0),
+        "outlier": lambda: long_tailed(),
+    }[kind]().astype(np.float32)
+    chosen = result("auto", [array])
+    errors = {name: error(array, result(name, [array])) for name in CALIBRATORS if name != "auto"}
+    assert error(array, chosen) <= 1.01 * min(errors.values())
+    assert replace(chosen, by="") == result(chosen.by, [array])
+
+
+def test_auto_keeps_all_of_a_uniform_tensor_and_not_all_of_a_long_tail():
+    array = np.random.default_rng(0).uniform(-1, 3, size=(10, 10_000)).astype(np.float32)
+    assert result("auto", [array]).by in ("minmax", "mse", "percentile")
+    assert result("auto", [array]).high > 2.99
+    tailed = np.random.default_rng(1).standard_t(3, size=(40, 5000)).astype(np.float32)
+    assert result("auto", [tailed]).high < 0.8 * tailed.max()
+    assert error(tailed, result("auto", [tailed])) < 0.8 * error(tailed, result("minmax", [tailed]))
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "outlier"])
+def test_error_from_the_histogram_is_the_error(kind):
+    rng = np.random.default_rng(2)
+    array = long_tailed() if kind == "outlier" else rng.normal(size=(20, 5000)).astype(np.float32)
+    array = np.maximum(array, 0) if kind == "relu" else array
+    histogram = Histogram()
+    histogram.add(array)
+    for name in ("minmax", "percentile", "entropy"):
+        found = result(name, [array])
+        assert squared_error(histogram, found) == pytest.approx(error(array, found), rel=0.15)
 
 
 def test_unknown_calibrator():

@@ -13,7 +13,8 @@ from edgemm.errors import BackendError, QuantizationError
 from edgemm.partition import Edge, Stage, StageGraph
 from edgemm.quant import collect as module
 from edgemm.quant.calibrators import CALIBRATORS
-from edgemm.quant.collect import collect, group_taps
+from edgemm.quant.collect import collect, group_taps, observe
+from edgemm.quant.partial import load_partial, merge
 from edgemm.quant.placement import tensors_to_calibrate
 from edgemm.tensors import IOSpec, StateSpec, TensorSpec
 
@@ -93,6 +94,47 @@ def test_independent_of_batch_size_and_order(calibrator, monkeypatch):
             assert found.low == pytest.approx(tables[0].ranges[key].low, rel=1e-5)
             assert found.high == pytest.approx(tables[0].ranges[key].high, rel=1e-5)
     assert tables[0].data_digest == tables[1].data_digest != tables[2].data_digest
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_parts_calibrated_apart_add_up_exactly(calibrator, tmp_path):
+    graph, data = two_stages(), rows(43)
+    whole = collect(graph, TWO_IO, data, calibrator)
+    parts = [observe(graph, TWO_IO, data[a:b], calibrator) for a, b in ((0, 16), (16, 32), (32, 43))]
+    for number, part in enumerate(parts):
+        part.save(tmp_path / f"{number}.npz")
+    merged = merge(load_partial(tmp_path / f"{number}.npz") for number in (2, 0, 1)).table()
+    assert merged.ranges == whole.ranges
+    assert (merged.samples, merged.calibrator, merged.graph_digest) == (43, calibrator, whole.graph_digest)
+    assert merge(parts).table().ranges == whole.ranges
+    one = observe(graph, TWO_IO, data, calibrator)
+    one.save(tmp_path / "one.npz")
+    assert load_partial(tmp_path / "one.npz").table().to_json() == whole.to_json()
+
+
+def test_parts_that_do_not_belong_together(tmp_path):
+    graph, data = two_stages(), rows(3)
+    part = observe(graph, TWO_IO, data, "minmax")
+    with pytest.raises(QuantizationError, match="differ in their calibrator: got 'mse', expected 'minmax'"):
+        merge([part, observe(graph, TWO_IO, data, "mse")])
+    other = StageGraph(graph.stages[:1], (), ())
+    io = replace(TWO_IO, outputs=(TensorSpec("f", "float32", ("batch", 128)),))
+    with pytest.raises(QuantizationError, match="differ in their model"):
+        merge([part, observe(other, io, data, "minmax")])
+    with pytest.raises(QuantizationError, match="no parts to merge"):
+        merge([])
+    (tmp_path / "x.npz").write_bytes(b"no")
+    with pytest.raises(QuantizationError, match=r"x\.npz: no part of a calibration"):
+        load_partial(tmp_path / "x.npz")
+
+
+def test_a_part_takes_a_fixed_amount_however_many_samples_it_saw(tmp_path):
+    graph = two_stages()
+    for count in (20, 400):
+        part = observe(graph, TWO_IO, rows(count), "auto")
+        part.save(tmp_path / "part.npz")
+        assert {w.histogram.counts.nbytes for w in part.watchers.values()} == {65536}
+        assert (tmp_path / "part.npz").stat().st_size < 2 * (2 * 65536 + 8192)  # bins in use: index and count
 
 
 def test_stages_are_chained_and_names_are_qualified():
