@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 import textwrap
 import zipfile
 
@@ -303,3 +305,18 @@ def test_make_feed_leaves_states_out():
         states=(StateSpec("h", "h_out"),),
     )
     assert set(make_feed(io, [{"x": np.zeros(2, np.float32), "h": np.ones(4, np.float32)}])) == {"x"}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_reading_a_large_file_leaves_little_of_it_in_memory(tmp_path, save):
+    code = (
+        "import sys, re\nfrom edgemm.data import open_samples\n"
+        "def resident(): return int(re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
+        "samples = open_samples(sys.argv[1]); samples[0]; before = resident()\n"
+        "for _ in range(2):\n    for i in range(len(samples)): samples[i]\n"
+        "print(resident() - before)\n"
+    )
+    path = tmp_path / "large.npz"
+    save(path, image=np.ones((100, 1_000_000), np.float32))
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100e6  # of 400 MB

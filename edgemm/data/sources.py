@@ -7,6 +7,7 @@ file that is mapped. Memory use does not grow with the file. Nothing is unpickle
 from __future__ import annotations
 
 import math
+import mmap
 import shutil
 import struct
 import tempfile
@@ -25,6 +26,9 @@ import numpy as np
 from edgemm.data.reader import ReaderSamples, is_reference
 from edgemm.data.samples import Sample, Source, digest_of
 from edgemm.errors import DataError, did_you_mean
+
+_RESIDENT = 16 * 2**20
+"""Bytes of a mapped array that may stay resident."""
 
 _WRITE = "write it with numpy.savez(path, image=..., label=...): one array per input, first axis = sample"
 
@@ -78,6 +82,7 @@ class _Member:
     order: str
     offset: int | None  # where the values start in the file; None when compressed
     values: np.ndarray | None = None
+    read: int = 0  # bytes since mapped pages were last let go
 
 
 class NpzSamples:
@@ -114,10 +119,13 @@ class NpzSamples:
         if not 0 <= index < self._length:
             raise IndexError(index)
         # A copy: mapped members start at any byte, and a kernel wants aligned rows in native byte order.
-        return {
+        sample = {
             m.name: np.array(self._rows(m)[index], dtype=m.dtype.newbyteorder("="), order="C")
             for m in self._members
         }
+        for member in self._members:
+            _let_go(member, sample[member.name].nbytes)
+        return sample
 
     def locate(self, index: int) -> str:
         """Returns `"calib.npz row 3"`."""
@@ -202,6 +210,15 @@ class ShardedSamples:
             raise IndexError(index)
         which = bisect_right(self._starts, index) - 1
         return self._shards[which], index - self._starts[which]
+
+
+def _let_go(member: _Member, size: int) -> None:
+    """Unmaps pages that were read, now and then: they stay cached and are no longer memory of this process."""
+    member.read += size
+    pages = getattr(member.values, "_mmap", None)
+    if member.read >= _RESIDENT and pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
+        member.read = 0
 
 
 def check_lengths(origin: str, lengths: dict[str, int]) -> None:
