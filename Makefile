@@ -16,7 +16,7 @@ setup: $(STAMP)  ## make .venv with everything that development needs
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,convert,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,openvino,convert,dev]'
 	touch $@
 
 $(DEMO): $(STAMP) requirements-demo.txt

@@ -9,6 +9,7 @@
     ├── QuantizationError   no quantized variant can be made or shipped
     ├── BundleError         a bundle is damaged, unsafe, too new, or in the way
     ├── BackendError        a backend refused an engine or failed while running it
+    │   └── UnsupportedDeviceError  this machine lacks what the engine asks for
     └── MissingExtraError   an optional package is not installed
 
 Each has a message (what, got, expected) and a hint (what to do). The command line prints both and exits
@@ -71,6 +72,10 @@ class BundleError(EdgemmError):
 
 class BackendError(EdgemmError):
     """A backend refused an engine or failed while running it."""
+
+
+class UnsupportedDeviceError(BackendError):
+    """This machine lacks what the engine asks for, bfloat16 arithmetic for example."""
 
 
 class MissingExtraError(EdgemmError):

@@ -10,6 +10,7 @@ from edgemm.errors import BackendError, did_you_mean
 
 BACKENDS = {
     "onnxruntime": "edgemm.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "edgemm.backends.openvino:OpenVinoBackend",
     "null": "edgemm.backends.null:NullBackend",
 }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgemm.bundle.manifest import MANIFEST, Manifest, Variant
+from edgemm.bundle.manifest import MANIFEST, EngineEntry, Manifest, Variant
 from edgemm.errors import BundleError
 
 MAX_FILES = 10_000
 """Most files that a bundle may hold."""
+
+ENGINE_OPTIONS: dict[str, type] = {"threads": int, "precision": str}
+"""What an engine may ask for when it is opened."""
 
 _HINT = "the bundle was put together wrongly; convert the model again"
 
@@ -57,9 +60,30 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
             raise BundleError(f"{where}: there is no stage '{strange[0]}'.", hint=_HINT)
         if lacking := [i for i in engine.inputs if i not in known]:
             raise BundleError(f"{where}: no input and no engine before it gives '{lacking[0]}'.", hint=_HINT)
+        _check_options(engine, where)
         known.update(engine.outputs)
+    backends = "+".join(sorted({e.backend for e in variant.engines}))
+    if backends != variant.backend:
+        raise BundleError(
+            f"variant '{variant.name}': its backend is '{variant.backend}', its engines have '{backends}'.",
+            hint=_HINT,
+        )
     if lacking := [o.name for o in manifest.io.outputs if o.name not in known]:
         raise BundleError(f"variant '{variant.name}': no engine gives the output '{lacking[0]}'.", hint=_HINT)
+
+
+def _check_options(engine: EngineEntry, where: str) -> None:
+    """Refuses options that this version does not know: an engine opened without them may answer otherwise."""
+    for name, value in engine.options.items():
+        if name not in ENGINE_OPTIONS:
+            raise BundleError(
+                f"{where}: there is no option '{name}' (options: {', '.join(ENGINE_OPTIONS)}).",
+                hint="made by a newer edgemm? update edgemm on this device: pip install --upgrade edgemm",
+            )
+        kind = ENGINE_OPTIONS[name]
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            expected = "a number of threads, 0 or more" if kind is int else "a word"
+            raise BundleError(f"{where}: the option '{name}' is {value!r}, expected {expected}.", hint=_HINT)
 
 
 def check_path(name: str) -> None:

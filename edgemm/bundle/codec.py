@@ -169,6 +169,8 @@ def _variant_to_json(variant: Variant) -> dict[str, Any]:
                 "outputs": list(e.outputs),
                 "decisions": plain(e.decisions, f"{where}.{e.name}.decisions"),
             }
+            | ({"backend": e.backend} if e.backend != variant.backend else {})
+            | ({"options": plain(e.options, f"{where}.{e.name}.options")} if e.options else {})
             for e in variant.engines
         ],
         "decisions": plain(variant.decisions, f"{where}.decisions"),
@@ -216,6 +218,8 @@ def _engine_from_json(value: object, where: str) -> EngineEntry:
         inputs=_strings(data, "inputs", where),
         outputs=_strings(data, "outputs", where),
         decisions=_counts(data, "decisions", where),
+        backend=_get(data, "backend", str, where) if "backend" in data else "",
+        options=_get(data, "options", dict, where) if "options" in data else {},
     )
 
 

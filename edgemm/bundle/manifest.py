@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgemm.tensors import IOSpec, TensorSpec
@@ -33,14 +33,28 @@ class StageEntry:
 
 @dataclass(frozen=True, slots=True)
 class EngineEntry:
-    """One engine file: the stages it covers (all of them in a `whole` layout), its IO, its precision."""
+    """One engine file: the stages it covers (all of them in a `whole` layout), its IO, its precision.
+
+    Attributes:
+        name: Unique in the variant.
+        stages: Names of the stages inside.
+        file: Path below the bundle.
+        inputs: Names of what it takes.
+        outputs: Names of what it gives.
+        decisions: Precision -> nodes, for example `{"int8": 12, "fp32": 3}`.
+        backend: Name in `edgemm.runtime.registry`; left empty it is the variant's.
+        options: How to open it: `threads`, the most that it profits from, and `precision`, `"bf16"` for what the
+            graph leaves in float32.
+    """
 
     name: str
     stages: tuple[str, ...]
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    decisions: Mapping[str, int]  # precision -> nodes, e.g. {"int8": 12, "fp32": 3}
+    decisions: Mapping[str, int]
+    backend: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +64,7 @@ class Variant:
     Attributes:
         name: Unique in the bundle, for example `"cpu-int8"`.
         target: `"cpu"`, later `"jetson-orin-nano"` and others.
-        backend: Name in `edgemm.runtime.registry`.
+        backend: Backends of the engines, sorted and joined by `+`: `"onnxruntime"`, `"onnxruntime+openvino"`.
         precision: `"int8"` or `"fp32"`: what was asked of the planner; see `decisions` for what came out.
         layout: `"staged"` (one engine per stage) or `"whole"`.
         engines: In execution order.
@@ -70,6 +84,10 @@ class Variant:
     size_bytes: int
     accuracy: Mapping[str, Any] | None = None
     refused: str | None = None
+
+    def __post_init__(self) -> None:
+        named = tuple(e if e.backend else replace(e, backend=self.backend) for e in self.engines)
+        object.__setattr__(self, "engines", named)
 
 
 @dataclass(frozen=True, slots=True)

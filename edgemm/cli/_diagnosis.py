@@ -43,6 +43,7 @@ PACKAGES = (
     Package("rich", "rich", None, "13"),
     Package("onnxruntime", "onnxruntime", "cpu", "1.18"),
     Package("onnxruntime-gpu", "onnxruntime", "gpu", "1.18"),
+    Package("openvino", "openvino", "openvino", "2024.4"),
     Package("tensorrt", "tensorrt", "tensorrt", "8.6"),
     Package("tensorrt-rtx-cu12", "tensorrt_rtx", "rtx", "1.4"),
     Package("torch", "torch", "convert", "2.9"),
@@ -54,11 +55,13 @@ PACKAGES = (
     Package("pyyaml", "yaml", "convert", "6"),
     Package("safetensors", "safetensors", "convert", "0.4"),
     Package("scikit-learn", "sklearn", "convert", "1.4"),
+    Package("matplotlib", "matplotlib", "convert", "3.8"),
 )
 
 EXTRAS = {
     "cpu": "run and profile bundles on the CPU with ONNX Runtime",
     "gpu": "run and profile bundles on an NVIDIA GPU with ONNX Runtime",
+    "openvino": "run and profile bundles on the CPU with OpenVINO, where convert measured it as the faster one",
     "tensorrt": "build and run TensorRT engines",
     "rtx": "build and run TensorRT for RTX engines",
     "convert": "convert, quantize and inspect models (torch, ONNX)",
@@ -72,6 +75,8 @@ module = importlib.import_module(name)
 facts = {"version": getattr(module, "__version__", None), "path": getattr(module, "__file__", None)}
 if name == "onnxruntime":
     facts["providers"] = module.get_available_providers()
+if name == "openvino":
+    facts["capabilities"] = list(module.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 if name in ("tensorrt", "tensorrt_rtx"):
     facts["has_builder"] = hasattr(module, "Builder")
 if name == "torch":

@@ -55,6 +55,7 @@ def diagnose(root: Path = Path("/")) -> dict[str, Any]:
     cuda = facts.check_cuda()
     tensorrt = facts.check_tensorrt()
     providers: list[str] = next((p.facts["providers"] for p in packages if "providers" in p.facts), [])
+    openvino = next((p for p in packages if "capabilities" in p.facts), None)
     supported = sys.version_info[:2] >= facts.MINIMUM_PYTHON
     report = {
         "edgemm": __version__,
@@ -66,7 +67,9 @@ def diagnose(root: Path = Path("/")) -> dict[str, Any]:
         },
         "machine": machine.to_json(),
         "packages": [p.to_json() for p in packages],
+        "backends": backends(packages),
         "providers": providers,
+        "openvino": openvino and {"version": openvino.version, "capabilities": openvino.facts["capabilities"]},
         "cuda": {
             "driver": asdict(cuda["driver"]),
             "runtime": asdict(cuda["runtime"]),
@@ -134,7 +137,15 @@ def _problems(report: dict[str, Any], packages: tuple[PackageStatus, ...], machi
 
 def can_run(packages: tuple[PackageStatus, ...]) -> bool:
     """Returns whether some backend imports."""
-    return any(p.package.module == "onnxruntime" and p.state in _READY for p in packages)
+    return bool(backends(packages))
+
+
+def backends(packages: tuple[PackageStatus, ...]) -> list[str]:
+    """Returns the backends that can run engines here, in the order of the registry."""
+    from edgemm.runtime.registry import SESSIONS
+
+    ready = {p.package.module for p in packages if p.state in _READY}
+    return [name for name in SESSIONS if name in ready]
 
 
 def can_convert(packages: list[dict[str, Any]]) -> bool:
@@ -163,10 +174,9 @@ def render(report: dict[str, Any]) -> str:
     ]
     lines += [table(["extra", "here", "enables"], rows)]
     lines += [f"  to add {e['name']}: {e['install']}" for e in report["extras"] if e["install"]]
-    ready = [p for p in report["packages"] if p["name"].startswith("onnxruntime") and p["state"] in _READY]
     lines += [
         "",
-        f"run bundles      {'yes' if ready else 'no'}",
+        f"run bundles      {', '.join(report['backends']) or 'no'}",
         f"convert models   {'yes' if can_convert(report['packages']) else 'no'}",
     ]
     lines += [click.style("problem: ", fg="yellow") + text for text in report["problems"]]
@@ -187,6 +197,7 @@ def _machine_lines(report: dict[str, Any]) -> list[str]:
         f"           {features}",
         f"governor   {governor}",
         f"providers  {', '.join(report['providers']) or 'none: onnxruntime is not installed'}",
+        f"openvino   {_openvino(report['openvino'])}",
         f"cuda       {_library(cuda['driver'])}",
     ]
     lines += [
@@ -202,6 +213,12 @@ def _machine_lines(report: dict[str, Any]) -> list[str]:
         l4t = f"L4T {jetson['l4t']}" if jetson["l4t"] else "no /etc/nv_tegra_release (a container?)"
         lines.append(f"jetpack    {jetson['jetpack'] or 'version unknown'} · {l4t} · {jetson['model']}")
     return lines
+
+
+def _openvino(openvino: dict[str, Any] | None) -> str:
+    if openvino is None:
+        return "not installed"
+    return f"{openvino['version']} · computes in {', '.join(openvino['capabilities'])}"
 
 
 def _library(library: dict[str, Any]) -> str:

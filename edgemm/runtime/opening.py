@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant, read_manifest, verify
-from edgemm.errors import BackendError, BundleError, MissingExtraError, did_you_mean
+from edgemm.errors import (
+    BackendError,
+    BundleError,
+    EdgemmError,
+    MissingExtraError,
+    UnsupportedDeviceError,
+    did_you_mean,
+)
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import EngineSession, SessionOptions
 from edgemm.tensors import BATCH, Dim, IOSpec, TensorSpec
 
 AUTO = "auto"
-"""The target that takes the first variant whose backend is installed."""
+"""The target that takes the first variant that this machine can run."""
+
+_log = logging.getLogger("edgemm")
 
 
 def open_session(
@@ -26,15 +36,17 @@ def open_session(
 
     Args:
         path: A folder that `edgemm convert` wrote, or an `.onnx` file.
-        target: What to run on, for example `"cpu"`; `"auto"` takes the first shipped variant whose backend is
-            installed.
-        threads: Threads inside one operator; None lets the backend decide.
+        target: What to run on, for example `"cpu"`; `"auto"` takes the first shipped variant that this machine
+            can run. A variant whose backend is not installed, or whose precision the processor lacks, is passed
+            over with a warning in the log `edgemm`.
+        threads: Most threads inside one operator; None lets each engine and its backend decide.
         variant: Name of the variant to open; None lets `target` decide.
 
     Raises:
         BundleError: No such bundle, a damaged or unsafe one, or one without such a target or variant.
         BackendError: An engine does not open on this device.
-        MissingExtraError: The backend of the variant is not installed.
+        UnsupportedDeviceError: This machine lacks what every candidate asks for.
+        MissingExtraError: No backend of the candidates is installed.
     """
     if threads is not None and threads < 0:
         raise BackendError(f"threads: got {threads}, expected 0 or more.", hint="0 lets the backend decide")
@@ -45,14 +57,16 @@ def open_session(
     manifest = read_manifest(path)
     candidates = _candidates(manifest, target, variant)
     verify(path, manifest)
-    missing: MissingExtraError | None = None
-    for candidate in candidates:
+    first: EdgemmError | None = None
+    for candidate, following in zip(candidates, [*candidates[1:], None], strict=True):
         try:
             return open_variant(path, manifest, candidate, options.threads)
-        except MissingExtraError as error:
-            missing = missing or error
-    assert missing is not None
-    raise missing
+        except (MissingExtraError, UnsupportedDeviceError) as error:
+            first = first or error
+            if following is not None:
+                _log.warning("%s: trying '%s' instead of '%s': %s", path, following.name, candidate.name, error)
+    assert first is not None
+    raise first
 
 
 def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: int = 0) -> FusionSession:
@@ -64,6 +78,7 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: in
 
     Raises:
         BackendError: An engine does not open on this device.
+        UnsupportedDeviceError: This machine lacks what an engine asks for.
         BundleError: An engine takes or gives something else than the manifest says.
         MissingExtraError: The backend of the variant is not installed.
     """
@@ -81,10 +96,11 @@ def _chain(manifest: Manifest, variant: Variant, engines: list[EngineSession]) -
 
 
 def _open_engines(path: Path, variant: Variant, options: SessionOptions) -> list[EngineSession]:
-    engine_class = session_class(variant.backend)
     engines: list[EngineSession] = []
     try:
-        engines.extend(engine_class(path / entry.file, options) for entry in variant.engines)
+        for entry in variant.engines:
+            engine_class = session_class(entry.backend)
+            engines.append(engine_class(path / entry.file, options.for_engine(entry.options)))
     except BaseException:
         for engine in engines:
             engine.close()

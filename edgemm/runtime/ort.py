@@ -87,10 +87,15 @@ def open_onnx(model: Path | bytes, options: SessionOptions, name: str) -> Any:
     process otherwise take the cores from each other.
 
     Raises:
-        BackendError: ONNX Runtime cannot load `model`; the message starts with `name`.
+        BackendError: ONNX Runtime cannot load `model`, or has no such precision; the message starts with `name`.
         MissingExtraError: onnxruntime is not installed.
     """
     ort = require("onnxruntime", extra="cpu", why="run this engine")
+    if options.precision != "f32":
+        raise BackendError(
+            f"engine '{name}': ONNX Runtime has no precision '{options.precision}' beside the graph's own.",
+            hint="convert the model again; bf16 needs the openvino backend",
+        )
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL  # failures are raised; nothing is printed behind the app's back
     settings.intra_op_num_threads = options.threads

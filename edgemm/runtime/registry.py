@@ -10,6 +10,7 @@ from edgemm.runtime.session import EngineSession
 
 SESSIONS = {
     "onnxruntime": "edgemm.runtime.ort:OrtSession",
+    "openvino": "edgemm.runtime.openvino:OpenVinoSession",
     "null": "edgemm.runtime.null:NullSession",
 }
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,12 +19,26 @@ class SessionOptions:
     Attributes:
         threads: Intra-op threads; 0 lets the backend decide.
         spinning: Whether idle pool threads may spin between runs (several sessions in one process fight).
-        profile_to: Prefix of the backend's own per-node profile, or None.
+        profile_to: Prefix of ONNX Runtime's own per-node profile, or None.
+        precision: Arithmetic of what the graph leaves in float32: `"f32"`, or `"bf16"` where the backend and the
+            processor have it.
     """
 
     threads: int = 0
     spinning: bool = False
     profile_to: str | None = None
+    precision: str = "f32"
+
+    def for_engine(self, options: Mapping[str, Any]) -> SessionOptions:
+        """Returns these options with an engine's own in a bundle.
+
+        Args:
+            options: `threads` is the most that the engine profits from: it never raises what the caller gave.
+                `precision` is taken as it is.
+        """
+        most = int(options.get("threads", 0))
+        threads = min(most, self.threads) if most and self.threads else most or self.threads
+        return replace(self, threads=threads, precision=str(options.get("precision", self.precision)))
 
 
 class EngineSession(Protocol):
@@ -37,7 +51,9 @@ class EngineSession(Protocol):
         """Opens the engine file.
 
         Raises:
-            BackendError: The file is no engine of this backend, or the device cannot run it.
+            BackendError: The file is no engine of this backend.
+            UnsupportedDeviceError: This machine lacks what the engine asks for.
+            MissingExtraError: The backend is not installed.
         """
         ...
 

@@ -35,6 +35,12 @@ def rewritten(bundle: Path, variants: tuple[Variant, ...]) -> Path:
     return path
 
 
+def on_backend(variant: Variant, backend: str, **changes: str) -> Variant:
+    """Returns `variant` with every engine on `backend`."""
+    engines = tuple(replace(e, backend=backend) for e in variant.engines)
+    return replace(variant, backend=backend, engines=engines, **changes)
+
+
 @pytest.mark.parametrize("target", ["auto", "cpu"])
 def test_first_shipped_variant_is_opened(fusion_bundle: Path, target: str) -> None:
     with open_session(str(fusion_bundle), target=target, threads=1) as session:
@@ -49,7 +55,7 @@ def test_variant_by_name(fusion_bundle: Path) -> None:
 
 def test_auto_skips_a_backend_that_is_not_installed(fusion_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read_manifest(fusion_bundle).variants[0]
-    bundle = rewritten(fusion_bundle, (replace(first, name="gpu", target="gpu", backend="missing"), first))
+    bundle = rewritten(fusion_bundle, (on_backend(first, "missing", name="gpu", target="gpu"), first))
     from edgemm.runtime import registry
 
     (bundle.parent / "absent_backend.py").write_text(
@@ -79,7 +85,7 @@ def test_unknown_names_list_what_there_is(fusion_bundle: Path) -> None:
 
 def test_unknown_backend_and_negative_threads(fusion_bundle: Path) -> None:
     first = read_manifest(fusion_bundle).variants[0]
-    bundle = rewritten(fusion_bundle, (replace(first, backend="onnxrt"),))
+    bundle = rewritten(fusion_bundle, (on_backend(first, "onnxrt"),))
     with pytest.raises(BackendError, match="no backend 'onnxrt'"):
         open_session(bundle)
     with pytest.raises(BackendError, match="threads: got -1"):

@@ -1,0 +1,59 @@
+"""Builds OpenVINO engines: the same ONNX file as for ONNX Runtime, compiled once to prove that it runs."""
+
+from __future__ import annotations
+
+import re
+
+import onnx_ir as ir
+
+from edgemm.backends.base import Engine
+from edgemm.backends.payload import count_operators, name_culprits, onnx_payload
+from edgemm.errors import BackendError, did_you_mean
+from edgemm.runtime.openvino import compile_onnx
+from edgemm.runtime.session import SessionOptions
+
+TARGETS = ("cpu",)
+"""What this backend builds for."""
+
+_UNSUPPORTED = "run this model, or this stage of it, on the onnxruntime backend"
+_OPERATOR = re.compile(r"(?<=[ ,.])([A-Z]\w*)(?=-\d|[,\s]|$)")
+
+
+class OpenVinoBackend:
+    """The payload is the graph itself; OpenVINO compiles it when the engine opens."""
+
+    name = "openvino"
+
+    def build(self, model: ir.Model, target: str) -> Engine:
+        """Returns `model` as an ONNX file that OpenVINO has compiled on this machine.
+
+        Weights in external data files are taken into the payload. `model` is not changed.
+
+        Raises:
+            BackendError: Unknown target, over 2 GB, or an operator that OpenVINO cannot run (named with its node).
+            MissingExtraError: openvino is not installed.
+        """
+        if target not in TARGETS:
+            raise BackendError(
+                f"OpenVINO engines are not built for '{target}' (targets: {', '.join(TARGETS)}).",
+                hint=did_you_mean(target, TARGETS, "use --target cpu"),
+            )
+        payload = onnx_payload(model)
+        try:
+            version = compile_onnx(payload, SessionOptions(threads=1), model.graph.name or "model")
+        except BackendError as error:
+            culprits = name_culprits(model, str(error), _OPERATOR)
+            raise BackendError(f"{error}{culprits}", hint=_UNSUPPORTED) from error
+        operators = count_operators(model)
+        return Engine(
+            self.name,
+            payload,
+            ".onnx",
+            {
+                "openvino": version,
+                "target": target,
+                "bytes": len(payload),
+                "nodes": sum(operators.values()),
+                "operators": operators,
+            },
+        )
