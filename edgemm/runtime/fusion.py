@@ -1,7 +1,7 @@
 """Runs a fusion model: the engines of its stages, chained by tensor name, behind one checked call.
 
 The checks cost little because a combination of shapes that was accepted once is remembered; only the dtype and
-the memory layout of each array are looked at again.
+the memory layout of each array are looked at again. A lone engine without states then gets the feed as it is.
 """
 
 from __future__ import annotations
@@ -60,12 +60,14 @@ class FusionSession:
         self._passed_through = frozenset(o.name for o in io.outputs) & frozenset(i.name for i in io.inputs)
         self._steps = _steps(io, variant, self._engines)
         self._dtypes = tuple((i.name, _dtype(i)) for i in io.inputs)
-        self._accepted: set[tuple[tuple[int, ...], ...]] = set()
+        self._accepted: dict[tuple[tuple[int, ...], ...], bool] = {}
+        """Shapes that passed `check_feed` -> whether they run in one go, not in chunks."""
         self._states = StateStore(io) if io.states else None
         self._batch = io.batch if isinstance(io.batch, int) else 0
         self._batched = tuple(i.name for i in io.inputs if self._batch and i.shape[:1] == (io.batch,))
         self._lock = threading.Lock()
         self._closed = False
+        self._direct = self._direct_call()
 
     @property
     def io(self) -> IOSpec:
@@ -109,6 +111,9 @@ class FusionSession:
             BackendError: An engine failed.
             BundleError: The session is closed.
         """
+        direct = self._direct
+        if direct is not None and type(feed) is dict and self._recognise(feed):
+            return dict(zip(self._results, direct(feed), strict=True))
         return self._run(feed, None)
 
     def run_timed(self, feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -123,6 +128,7 @@ class FusionSession:
     def close(self) -> None:
         """Frees the engines; a second call does nothing. Calls under way in other threads may fail."""
         self._closed = True
+        self._direct = None
         for engine in self._engines:
             engine.close()
 
@@ -152,7 +158,7 @@ class FusionSession:
                 self._states.keep(values)
                 return self._take(values)
         self._check(feed)
-        if self._batched and feed[self._batched[0]].shape[0] != self._batch:
+        if not self._in_one_go(feed):
             return self._run_chunks(feed, seconds)
         values = dict(feed)
         self._chain(values, seconds)
@@ -160,22 +166,37 @@ class FusionSession:
 
     def _check(self, feed: Feed) -> None:
         """Checks `feed` as `check_feed` does, quickly where the same shapes were accepted before."""
+        if self._recognise(feed) is not None:
+            return
+        check_feed(self._io, feed)
+        if len(feed) < len(self._dtypes):
+            return  # a state was left out
+        if len(self._accepted) >= _MAX_REMEMBERED:
+            self._accepted.clear()
+        self._accepted[tuple([feed[name].shape for name, _ in self._dtypes])] = self._in_one_go(feed)
+
+    def _recognise(self, feed: Feed) -> bool | None:
+        """Returns whether `feed` runs in one go, or None when it is not known to be right."""
+        if len(feed) != len(self._dtypes):
+            return None
         shapes = []
         for name, dtype in self._dtypes:
             array = feed.get(name)
             if type(array) is not np.ndarray or array.dtype != dtype or not array.flags.c_contiguous:
-                break
+                return None
             shapes.append(array.shape)
-        else:
-            key = tuple(shapes)
-            if key in self._accepted and len(feed) == len(key):
-                return
-            check_feed(self._io, feed)
-            if len(self._accepted) >= _MAX_REMEMBERED:
-                self._accepted.clear()
-            self._accepted.add(key)
-            return
-        check_feed(self._io, feed)
+        return self._accepted.get(tuple(shapes))
+
+    def _in_one_go(self, feed: Feed) -> bool:
+        return not self._batched or feed[self._batched[0]].shape[0] == self._batch
+
+    def _direct_call(self) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]] | None:
+        """Returns the call of a lone engine that takes the feed and gives the results as they are, else None."""
+        if len(self._steps) != 1 or self._states is not None or self._passed_through:
+            return None
+        (step,) = self._steps
+        whole = set(step.inputs) == {name for name, _ in self._dtypes} and step.outputs == self._results
+        return step.run if whole else None
 
     def _chain(self, values: dict[str, np.ndarray], seconds: dict[str, float] | None) -> None:
         """Runs every engine over `values`, adds what they give and drops what is no longer needed."""
