@@ -26,9 +26,11 @@ class OutputParity:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantization-noise ratio in dB; infinite for equal outputs."""
+        """Signal to quantization-noise ratio in dB; infinite when equal, −infinite when not comparable."""
         if self.noise == 0.0:
             return math.inf
+        if math.isinf(self.noise):
+            return -math.inf
         return 10 * math.log10(max(self.signal, 1e-300) / self.noise)
 
     def add(self, reference: np.ndarray, other: np.ndarray, sample: int) -> None:
@@ -36,6 +38,7 @@ class OutputParity:
         self.samples += 1
         if reference.shape != other.shape:
             self.max_abs, self.worst_sample, self.min_cosine = math.inf, sample, 0.0
+            self.noise = math.inf
             return
         if reference.size == 0:
             return

@@ -18,6 +18,7 @@ VERBS = {
     "plan": "edgemm.cli.plan:plan",
     "inspect": "edgemm.cli.inspect:inspect",
     "run": "edgemm.cli.run:run",
+    "compare": "edgemm.cli.compare:compare",
     "profile": "edgemm.cli.profile:profile",
     "doctor": "edgemm.cli.doctor:doctor",
 }
@@ -52,6 +53,7 @@ A working day:
   edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label
   edgemm inspect model.edgemm
   edgemm run model.edgemm --data eval.npz -o outputs.npz
+  edgemm compare model.onnx model.edgemm --data eval.npz
   edgemm profile model.edgemm
 """
 
