@@ -29,8 +29,10 @@ from edgemm.partition import Stage
 from edgemm.quant import arithmetic
 from edgemm.quant.dynamic import make_dynamic
 from edgemm.quant.edit import Editor, make_node
+from edgemm.quant.joins import SCALES, SEPARATE, SHARED
 from edgemm.quant.kernels import verdict
 from edgemm.quant.plan import DYNAMIC, FLOAT, INT8, WEIGHT4, WEIGHT8, Decision, QuantPlan
+from edgemm.quant.split import split_product
 from edgemm.quant.table import CalibrationTable, TensorRange
 from edgemm.quant.tensors import (
     JOINS,
@@ -88,7 +90,7 @@ def apply_plan(stage: Stage, plan: QuantPlan, table: CalibrationTable) -> ir.Mod
     for decision in chosen:
         _check(decision, nodes)
     editor = Editor(model, int(plan.calibration.get("weight_bits", 8)))
-    static = [nodes[d.node] for d in chosen if d.precision == INT8]
+    static = [node for d in chosen if d.precision == INT8 for node in _separated(editor, d, nodes[d.node])]
     if static:
         _StaticEditor(stage.name, editor, table).run(static)
     for decision in chosen:
@@ -116,6 +118,18 @@ def _check(decision: Decision, nodes: Mapping[str, ir.Node]) -> None:
             + (f"; {found.reason}." if found is not None else "."),
             hint="an edited plan may only use what a node has a kernel for; edgemm plan lists it",
         )
+
+
+def _separated(editor: Editor, decision: Decision, node: ir.Node) -> list[ir.Node]:
+    """The node itself, or what it becomes when every branch that it reads gets its own scale."""
+    scales = decision.options.get(SCALES, SHARED)
+    if scales not in (SHARED, SEPARATE):
+        raise QuantizationError(
+            f"node '{decision.node}' of stage '{decision.stage}': got \"{SCALES}\": {scales!r}, expected "
+            f"'{SHARED}' or '{SEPARATE}'.",
+            hint=f'leave the option out for "{SHARED}"',
+        )
+    return split_product(editor, node) if scales == SEPARATE else [node]
 
 
 @dataclass(slots=True)
@@ -151,6 +165,20 @@ class _StaticEditor:
                 node.replace_input_with(index, self.pairs[value].dequantized)
             if node.op_type in WEIGHTED:
                 self._quantize_weight(node, self.pairs[readers[node][0][1]])
+            if node.op_type == "MatMul":
+                self._keep_apart(node, set(nodes))
+
+    def _keep_apart(self, node: ir.Node, integer: set[ir.Node]) -> None:
+        """Writes a float Add behind a MatMul as a Sum.
+
+        ONNX Runtime turns a MatMul of two axes and its Add into a Gemm before it looks for integer kernels, finds
+        none for a Gemm with a float bias, and dequantizes the weight on every call.
+        """
+        for user, _ in list(node.outputs[0].uses()):
+            if user.op_type == "Add" and user not in integer:
+                shape = user.outputs[0].shape
+                if shape is None or len(shape) <= 2:
+                    self.editor.become(user, "Sum", list(user.inputs), {})
 
     def _make_pair(self, value: ir.Value, value_range: TensorRange) -> None:
         scale = arithmetic.activation_scale(value_range)

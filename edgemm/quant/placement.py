@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from edgemm.errors import QuantizationError, did_you_mean
 from edgemm.partition import Stage, StageGraph
+from edgemm.quant.joins import MIN_BITS, decide_scales, explain_joins, join_scales, join_tensors
 from edgemm.quant.kernels import Verdict, verdict
 from edgemm.quant.plan import FLOAT, INT8, Decision, QuantPlan
 from edgemm.quant.table import CalibrationTable, TensorRange
@@ -62,16 +63,22 @@ def plan_quantization(
         QuantizationError: A choice names a node without alternatives, or a precision that is not among them.
     """
     kept, wanted = keep_float or {}, choices or {}
+    scales = join_scales(stage_graph, table)
     decisions: list[Decision] = []
     listed: dict[Node, tuple[str, ...]] = {}
     for stage in stage_graph.stages:
         found = [_with_ranges(c, table) for c in structure(stage)]
         listed |= {(stage.name, c.decision.node): c.alternatives for c in found}
-        first = [_chosen(c, kept, wanted) for c in found]
+        by_name = {c.decision.node: _chosen(c, kept, wanted) for c in found}
+        joins = tuple(j for j in scales if j.stage == stage.name)
+        fixed = frozenset(n for s, n in wanted if s == stage.name)
+        by_name |= decide_scales(joins, by_name, fixed)
         floats = {n for (s, n), p in wanted.items() if s == stage.name and p == FLOAT}
         floats |= {n for s, n in kept if s == stage.name}
-        joins = _joins(stage, {d.node for d in first if d.precision == INT8}, floats, table)
-        by_name = {d.node: d for d in [*first, *joins]}
+        floats |= {j.node for j in joins if j.bits < MIN_BITS}
+        chosen = {n for n, d in by_name.items() if d.precision == INT8}
+        by_name |= {d.node: d for d in _joins(stage, chosen, floats, table)}
+        by_name |= {d.node: d for d in explain_joins(stage_graph, stage, joins, by_name)}
         order = [*named_nodes(stage.model.graph), *by_name]
         decisions += [by_name[name] for name in dict.fromkeys(order) if name in by_name]
     unknown = [node for node in wanted if node not in listed]
@@ -97,22 +104,29 @@ def alternatives(stage_graph: StageGraph, table: CalibrationTable) -> dict[Node,
     """
     result: dict[Node, tuple[str, ...]] = {}
     joins = _join_alternatives(stage_graph, table)
+    scales = join_scales(stage_graph, table)
     for stage in stage_graph.stages:
-        found = {
-            c.decision.node: c.alternatives
-            for c in (_with_ranges(c, table) for c in structure(stage))
-            if len(c.alternatives) > 1
-        }
-        found |= {name: listed for (where, name), listed in joins.items() if where == stage.name}
+        candidates = [_with_ranges(c, table) for c in structure(stage)]
+        guesses = {c.decision.node: c.decision for c in candidates}
+        own = tuple(j for j in scales if j.stage == stage.name)
+        guesses |= decide_scales(own, guesses, frozenset())
+        found = {n: listed for (s, n), listed in joins.items() if s == stage.name}
+        for candidate in candidates:
+            first = guesses[candidate.decision.node].precision
+            if len(candidate.alternatives) > 1:
+                rest = (p for p in candidate.alternatives if p != first)
+                found[candidate.decision.node] = (first, *rest)
         result |= {(stage.name, n): found[n] for n in named_nodes(stage.model.graph) if n in found}
     return result
 
 
 def _join_alternatives(stage_graph: StageGraph, table: CalibrationTable) -> dict[Node, tuple[str, ...]]:
     result: dict[Node, tuple[str, ...]] = {}
+    scales = join_scales(stage_graph, table)
     for stage in stage_graph.stages:
         able = {c.decision.node for c in structure(stage) if INT8 in _with_ranges(c, table).alternatives}
-        for decision in _joins(stage, able, set(), table):
+        few = {j.node for j in scales if j.stage == stage.name and j.bits < MIN_BITS}
+        for decision in _joins(stage, able, few, table):
             result[stage.name, decision.node] = (INT8, FLOAT)
     return result
 
@@ -153,7 +167,7 @@ def tensors_to_calibrate(stage: Stage) -> tuple[str, ...]:
     nodes = named_nodes(stage.model.graph)
     able = {c.decision.node for c in structure(stage) if INT8 in c.alternatives}
     able |= {d.node for d in _joins(stage, able, set(), None)}
-    names: dict[str, None] = {}
+    names: dict[str, None] = dict.fromkeys(join_tensors(stage))
     for name, node in nodes.items():
         if name in able:
             names |= dict.fromkeys(str(v.name) for v in data_inputs(node))
