@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from edgemm.backends import get_backend
-from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant, write_bundle
+from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant, read_manifest, write_bundle
 from edgemm.tensors import IOSpec, StateSpec, TensorSpec
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +91,17 @@ def python(code: str, *arguments: str, interpreter: str = sys.executable, cwd: P
 
 @pytest.mark.parametrize(
     "module",
-    ["errors", "tensors", "compare", "bundle", "runtime", "runtime.latency", "runtime.registry", "runtime.ort"],
+    [
+        "errors",
+        "tensors",
+        "compare",
+        "bundle",
+        "runtime",
+        "runtime.latency",
+        "runtime.registry",
+        "runtime.ort",
+        "runtime.openvino",
+    ],
 )
 def test_device_modules_import_numpy_and_the_standard_library_only(module: str) -> None:
     code = f"""{BLOCK}
@@ -109,6 +120,19 @@ def test_bundle_runs_with_the_heavy_packages_blocked(bundle: Path) -> None:
     np.testing.assert_array_equal(result["out"], [[2, 2, 2, 1], [2, 2, 2, 1]])
     assert not set(result["modules"]) & set(HEAVY)
     assert "onnxruntime" in result["modules"]
+
+
+def test_openvino_bundle_runs_without_onnxruntime(bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(bundle)
+    (variant,) = manifest.variants
+    engines = tuple(replace(e, backend="openvino") for e in variant.engines)
+    files = {name: (bundle / name).read_bytes() for name in manifest.files}
+    path = tmp_path / "openvino.edgemm"
+    write_bundle(path, replace(manifest, variants=(replace(variant, backend="openvino", engines=engines),)), files)
+    block = BLOCK.replace("['torch'", "['onnxruntime', 'torch'")
+    result = json.loads(python(block + RUN, str(path)))
+    np.testing.assert_array_equal(result["out"], [[2, 2, 2, 1], [2, 2, 2, 1]])
+    assert not set(result["modules"]) & {"onnxruntime", *HEAVY}
 
 
 def test_onnxruntime_is_named_when_it_is_missing(bundle: Path) -> None:

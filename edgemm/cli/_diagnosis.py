@@ -71,6 +71,8 @@ _PROBE = """
 import json, sys
 name, sys.path[:] = sys.argv[1], json.loads(sys.argv[2])
 import importlib
+if name == "openvino":
+    sys.modules["openvino_telemetry"] = None  # it would report the import over the network
 module = importlib.import_module(name)
 facts = {"version": getattr(module, "__version__", None), "path": getattr(module, "__file__", None)}
 if name == "onnxruntime":

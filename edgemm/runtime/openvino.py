@@ -8,6 +8,7 @@ with dynamic shapes for all others.
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +29,14 @@ PRECISIONS = {"f32": "FP32", "bf16": "BF16"}
 MAX_FIXED = 2
 """How many combinations of shapes get a compiled model of their own; each holds its own packed weights."""
 
+TELEMETRY = "openvino_telemetry"
+"""The package through which openvino reports its use; openvino works without it."""
+
 _MAX_REMEMBERED = 256
 """How many combinations of shapes are known to fit the model."""
 
+_WIDE = ("int64", "uint64", "uint32")
+_INT32 = np.iinfo(np.int32)
 _NOISE = re.compile(r"^(Exception from \S+|Check '.*' failed at \S+):?\s*$")
 _ADVERTS = re.compile(r"To facilitate the conversion.*")
 
@@ -43,12 +49,16 @@ def capabilities() -> tuple[str, ...]:
     Raises:
         MissingExtraError: openvino is not installed.
     """
-    openvino = require("openvino", extra="openvino", why="ask what this processor has")
+    openvino = _import_openvino("ask what this processor has")
     return tuple(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVinoSession:
-    """One engine on OpenVINO. `run` may be called from several threads at once; the calls take turns inside."""
+    """One engine on OpenVINO. `run` may be called from several threads at once; the calls take turns inside.
+
+    OpenVINO's CPU plugin computes float64 in float32 and wide integers in int32. The dtypes of inputs and outputs
+    stay, digits are lost on the way; integers that do not fit are refused.
+    """
 
     def __init__(self, engine: Path, options: SessionOptions) -> None:
         """Opens the engine file: an ONNX model, its weights inside.
@@ -71,6 +81,7 @@ class OpenVinoSession:
         self._compiler: _Compiler | None = _Compiler(data, options, self.name)
         self.inputs, self.outputs = self._compiler.inputs, self._compiler.outputs
         self._names = tuple(i.name for i in self.inputs)
+        self._wide = tuple(i.name for i in self.inputs if i.dtype in _WIDE)
         self._lanes: dict[Shapes, deque[_Lane]] = {}
         self._makers: dict[Shapes, Callable[[], _Lane]] = {}
         self._lock = threading.Lock()
@@ -85,11 +96,13 @@ class OpenVinoSession:
         The first call with a new combination of shapes may compile the model for it.
 
         Raises:
-            BackendError: The shapes do not fit together, or OpenVINO failed.
+            BackendError: The shapes do not fit together, an integer does not fit int32, or OpenVINO failed.
             BundleError: The session is closed.
         """
         if self._compiler is None:
             raise BundleError(f"engine '{self.name}' is closed.", hint="open the session again")
+        for name in self._wide:
+            _check_range(name, feed[name], self.name)
         arrays = [feed[name] for name in self._names]
         shapes = tuple([array.shape for array in arrays])
         try:
@@ -158,7 +171,7 @@ class _Compiler:
 
     def __init__(self, model: bytes, options: SessionOptions, name: str) -> None:
         self._name = name
-        self._openvino = require("openvino", extra="openvino", why="run this engine")
+        self._openvino = _import_openvino("run this engine")
         self.version = str(self._openvino.__version__).partition("-")[0]
         self._core = self._openvino.Core()
         self._settings = self._checked(options)
@@ -260,10 +273,33 @@ def compile_onnx(model: bytes, options: SessionOptions, name: str) -> str:
     return compiler.version
 
 
+def _import_openvino(why: str) -> Any:
+    """Returns the package; its import would report itself over the network if it found its telemetry package.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    if "openvino" in sys.modules or TELEMETRY in sys.modules:
+        return require("openvino", extra="openvino", why=why)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return require("openvino", extra="openvino", why=why)
+    finally:
+        sys.modules.pop(TELEMETRY, None)
+
+
 def explain(error: Exception) -> str:
     """Returns what OpenVINO said, without its source lines."""
     lines = [line.strip() for line in _ADVERTS.sub("", str(error)).splitlines()]
     return " ".join(line for line in lines if line and not _NOISE.match(line))[:800]
+
+
+def _check_range(name: str, array: np.ndarray, engine: str) -> None:
+    if array.size and (array.max() > _INT32.max or array.min() < _INT32.min):
+        raise BackendError(
+            f"engine '{engine}', input '{name}': {array.min()} to {array.max()}; OpenVINO computes in int32.",
+            hint="feed smaller numbers (seconds since the start, not nanoseconds), or use the onnxruntime backend",
+        )
 
 
 def _list(shapes: Shapes) -> str:

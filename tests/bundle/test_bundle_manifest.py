@@ -117,6 +117,25 @@ def test_schema_1_is_what_it_was(tiny_manifest: Manifest) -> None:
     assert loads(golden, "golden") == tiny_manifest
 
 
+def test_engines_keep_their_own_backend_and_options(tiny_manifest: Manifest) -> None:
+    (variant,) = tiny_manifest.variants
+    image, fusion = variant.engines
+    assert image.backend == "onnxruntime"  # left out, it is the variant's
+    mixed = replace(image, backend="openvino", options={"threads": 1, "precision": "bf16"})
+    variant = replace(variant, backend="onnxruntime+openvino", engines=(mixed, fusion))
+    manifest = replace(tiny_manifest, variants=(variant,))
+    check_consistent(manifest)
+    entries = manifest.to_json()["variants"][0]["engines"]
+    assert (entries[0]["backend"], entries[0]["options"]) == ("openvino", {"precision": "bf16", "threads": 1})
+    assert entries[1]["backend"] == "onnxruntime"
+    assert loads(dumps(manifest), "x") == manifest
+    entries[0]["backend"] = 7
+    with pytest.raises(BundleError, match=r"engines\[0\].backend' is int, expected a string"):
+        Manifest.from_json(
+            manifest.to_json() | {"variants": [manifest.to_json()["variants"][0] | {"engines": entries}]}
+        )
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
