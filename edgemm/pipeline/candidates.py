@@ -146,7 +146,7 @@ def build(
     for stage, covers, kind in zip(layout.stages, layout.covers, kinds, strict=True):
         model, decisions = models(stage)
         backend = get_backend(kind.backend)
-        engine = backend.build(model if raw else prepare(model, kind.backend), target)
+        engine = backend.build(model if raw else prepare(model, kind.preparation), target)
         path = f"engines/{name}/{stage.name}{engine.suffix}"
         files[path] = engine.payload
         entries.append(

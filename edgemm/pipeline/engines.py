@@ -33,6 +33,11 @@ class EngineKind:
         return self.precision == "f32"
 
     @property
+    def preparation(self) -> str:
+        """What `edgemm.rewrite.prepare` calls this backend."""
+        return "cpu" if self.backend == ONNXRUNTIME else self.backend
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """What the manifest keeps: only what differs from the backend's default."""
         options: dict[str, Any] = {}

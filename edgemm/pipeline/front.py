@@ -87,17 +87,20 @@ def plot(data: Mapping[str, Any]) -> bytes:
     points = [p for p in data["points"] if p["expected"] is not None and p["drop"] is not None]
     with rc_context({"svg.hashsalt": "edgemm", "svg.fonttype": "none"}):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        FigureCanvasSVG(figure)  # type: ignore[no-untyped-call]
+        FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        for label, color, wanted in (
-            ("over the budget", "0.6", lambda p: not p["fits"]),
-            ("within the budget", "tab:blue", lambda p: p["fits"] and not p["chosen"]),
-            ("ships", "tab:red", lambda p: p["chosen"]),
-        ):
-            some = [p for p in points if wanted(p)]
-            worst = [max([p["drop"], *(d for d in p["blank"].values() if d is not None)]) for p in some]
-            if some:
-                axes.scatter([p["expected"] for p in some], worst, color=color, label=label)
+        shown: dict[str, tuple[str, list[tuple[float, float]]]] = {
+            "over the budget": ("0.6", []),
+            "within the budget": ("tab:blue", []),
+            "ships": ("tab:red", []),
+        }
+        for point in points:
+            worst = max([point["drop"], *(d for d in point["blank"].values() if d is not None)])
+            label = "ships" if point["chosen"] else "within the budget" if point["fits"] else "over the budget"
+            shown[label][1].append((point["expected"], worst))
+        for label, (color, places) in shown.items():
+            if places:
+                axes.scatter(*zip(*places, strict=True), color=color, label=label)
         axes.axhline(data["budget"], color="tab:green", linewidth=1, label="budget")
         axes.set_xlabel(f"expected {'size' if data['unit'] == 'MB' else 'latency'} ({data['unit']})")
         axes.set_ylabel("drop of the metric on the search samples")

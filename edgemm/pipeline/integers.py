@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
-from edgemm.data import Blank, BlankValues, Samples, blank_twins, blank_values, with_blanks
+from edgemm.data import Blank, BlankValues, Samples, Subset, blank_twins, blank_values, with_blanks
 from edgemm.errors import QuantizationError
 from edgemm.partition import StageGraph
 from edgemm.pipeline.engines import EngineKind
@@ -32,6 +33,9 @@ from edgemm.quant.table import CalibrationTable
 from edgemm.recipe import Recipe
 from edgemm.runtime.machine import describe_machine
 from edgemm.tensors import IOSpec
+
+BLANKS = 500
+"""At most this many samples are scored with a modality blank, spread evenly: each modality is one more pass."""
 
 MARGIN = 1.03
 """Two latencies within this factor count as equal: then one engine per stage is preferred to a whole one."""
@@ -166,6 +170,8 @@ class Integers:
         if self.recipe.data.blank_share == 0:
             return {}
         assert self.splits.calibration is not None
+        if len(samples) > BLANKS and not self.io.states:
+            samples = Subset(samples, tuple(np.linspace(0, len(samples) - 1, BLANKS).round().astype(int).tolist()))
         return blank_twins(samples, self.io, blanks_of(self.recipe, self.io, self.splits.calibration))
 
     @property
@@ -239,16 +245,28 @@ class Integers:
         lineup = self.lineup = best_lineup(self.lineups)
         if self._limits.timed and not self._by_size:
             self.progress.step("race", _race_line(lineup))
+        return self._start(lineup, list(plans))
+
+    def _start(self, lineup: LineUp, forms: list[str]) -> Started:
+        """Returns the integer form of every graph of a layout that is faster in integers than in exact float."""
         started = {}
         for name, lane in lineup.lanes.items():
             floating = lane.best([NONE], exact)
-            for best in (lane.best(list(plans), anything), lane.best(list(plans), exact)):
+            for best in (lane.best(forms, anything), lane.best(forms, exact)):
                 if best is None or name in started:
                     continue
-                free = not self._limits.timed or floating is None or self._by_size or GIVEN in plans
+                free = not self._limits.timed or floating is None or self._by_size or GIVEN in forms
                 if free or lane.ms(*best) < lane.ms(*floating or best):
                     started[name] = best
         return Started(started)
+
+    def _proposals(self, forms: list[str], points: list[Point], best_ms: float) -> list[Proposal]:
+        """Returns what the points come to in every layout."""
+        result = []
+        for lineup in self.lineups:
+            started = self._start(lineup, forms)
+            result += integer_proposals(lineup, started, points, best_ms)
+        return result
 
     def _judge(self, lineup: LineUp, kinds: Mapping[str, EngineKind]) -> Judge:
         samples, label = self.splits.search, self.splits.search_label
@@ -280,7 +298,7 @@ class Integers:
             accuracy = judge.accuracy(plan)
             given = Point({}, plan, best_ms, accuracy, math.nan, accuracy.worst <= limits.drop)
             self.result = SearchResult((given,), {}, {}, {}, True, ("the plan that was given",))
-            return integer_proposals(lineup, started, [given], best_ms)
+            return self._proposals([GIVEN], [given] if given.fits else [], best_ms)
         settings, covers = self._settings(), dict(zip(lineup.lanes, lineup.layout.covers, strict=True))
         start = {
             g.name: settings[form][g.name]
@@ -296,7 +314,7 @@ class Integers:
             self.groups, start, self.plan, judge, limits, best_ms, _bar(self.progress, "search")
         )
         self._tell(result)
-        return integer_proposals(lineup, started, [p for p in result.points if p.fits], best_ms)
+        return self._proposals(list(plans), [p for p in result.points if p.fits], best_ms)
 
     def _tell(self, result: SearchResult) -> None:
         for step in result.steps:

@@ -77,7 +77,7 @@ def integer_proposals(lineup: LineUp, started: Started, points: Iterable[Point],
                 continue
             kinds, plan, ms = made
             key = kinds, frozenset((d.stage, d.node, d.precision) for d in plan.decisions)
-            name = f"int8-{number}-{accept.__name__}"
+            name = f"int8-{number}-{accept.__name__}-{lineup.layout.name}"
             result.setdefault(key, Proposal(name, lineup.layout, kinds, plan, ms + extra, point.accuracy.worst))
     return list(result.values())
 

@@ -30,7 +30,7 @@ FEEDS = 4
 SECONDS = 0.16
 """Time of one comparison, without the rests."""
 
-_ROUNDS = 5
+_ROUNDS = 7
 _MAX_BLOCK = 40
 _REST = 0.05
 """Seconds until the threads of a session that may spin have gone to sleep."""
@@ -106,26 +106,34 @@ class Track:
         return a * 1e3, b * 1e3
 
     def compare(self, a: EngineSession, b: EngineSession, seconds: float = SECONDS) -> tuple[float, float]:
-        """Returns the median seconds of both, from blocks in alternating order."""
+        """Returns the seconds of both, from blocks in alternating order.
+
+        The second is the first times the median of the ratios of neighbouring blocks: what slows the machine down
+        for a while slows both.
+        """
         sessions = (a, b)
         for session in sessions:
             session.run(self.feeds[0])
         blocks = [_block(session, self.feeds[0], seconds / _ROUNDS / 2) for session in sessions]
-        times: tuple[list[float], list[float]] = ([], [])
-        at = 0
+        medians = np.empty((_ROUNDS, 2))
         for number in range(_ROUNDS):
             for which in ((0, 1), (1, 0))[number % 2]:
                 if self.alone:
                     time.sleep(_REST)
-                session = sessions[which]
-                session.run(self.feeds[at % len(self.feeds)])
-                for _ in range(blocks[which]):
-                    feed = self.feeds[at % len(self.feeds)]
-                    start = time.perf_counter()
-                    session.run(feed)
-                    times[which].append(time.perf_counter() - start)
-                    at += 1
-        return float(np.median(times[0])), float(np.median(times[1]))
+                medians[number, which] = self._median(sessions[which], blocks[which])
+        first = float(np.median(medians[:, 0]))
+        return first, first * float(np.median(medians[:, 1] / medians[:, 0]))
+
+    def _median(self, session: EngineSession, count: int) -> float:
+        """Returns the median seconds of `count` runs, after one that is not counted."""
+        session.run(self.feeds[0])
+        times = []
+        for number in range(count):
+            feed = self.feeds[number % len(self.feeds)]
+            start = time.perf_counter()
+            session.run(feed)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
 
     def reference_ms(self) -> float:
         """Returns the median latency of the float graph on ONNX Runtime in milliseconds."""
@@ -146,7 +154,7 @@ def build_payload(model: ir.Model, kind: EngineKind) -> tuple[bytes, str]:
     Raises:
         BackendError: The backend cannot run it.
     """
-    engine = get_backend(kind.backend).build(prepare(model, kind.backend), "cpu")
+    engine = get_backend(kind.backend).build(prepare(model, kind.preparation), "cpu")
     return engine.payload, engine.suffix
 
 

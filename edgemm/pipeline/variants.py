@@ -37,8 +37,8 @@ BASELINE = "baseline"
 SECONDS = 4.0
 """How long a final measurement takes."""
 
-ATTEMPTS = 6
-"""Proposals that are built and evaluated before the float model ships."""
+ATTEMPTS = 4
+"""Proposals of each layout that are built and evaluated before the float model ships."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +204,25 @@ class Contest:
         sure = self._best_float(floats)
         order = self._order([*points, *(f for f in floats if not all(k.exact for k in f.kinds))])
         refused: Judged | None = None
-        chosen: Judged | None = None
-        for proposal in order[:ATTEMPTS]:
-            if section.precision == INT8 and not proposal.integer:
+        held: dict[str, Judged] = {}  # the first that holds, by layout: what a cut costs shows only in the session
+        attempts = dict.fromkeys((layout.name for layout in self.layouts), 0)
+        for proposal in order:
+            layout = proposal.layout.name
+            if (
+                layout in held
+                or attempts[layout] >= ATTEMPTS
+                or (section.precision == INT8 and not proposal.integer)
+            ):
                 continue
+            attempts[layout] += 1
             judged = self._judged(proposal, sure)
             if judged.objection is None:
-                chosen = judged
-                break
-            self.progress.step("verify", f"{judged.candidate.variant.precision} refused: {judged.objection}")
+                held[layout] = judged
+                continue
+            self.progress.step("verify", f"{judged.proposal.name} refused: {judged.objection}")
             if proposal.integer and refused is None:
                 refused = judged
+        chosen = self._fastest(list(held.values()), sure)
         if chosen is None and section.precision == INT8:
             reason = refused.objection if refused is not None else self._nothing()
             raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=_REMEDY)
@@ -222,6 +230,18 @@ class Contest:
             chosen = sure
         others = self._fallback(chosen, order, floats, sure)
         return chosen, refused if not chosen.proposal.integer else None, others
+
+    def _fastest(self, held: Sequence[Judged], sure: Judged) -> Judged | None:
+        """Returns the fastest of several, measured together; the preferred layout where it is no slower."""
+        if len(held) < 2 or not self.timed:
+            return next(iter(held), None)
+        timings = self._time([*(j.candidate for j in held), sure.candidate])
+        for judged in held:
+            judged.timings = timings
+        preferred = [layout.name for layout in self.layouts]
+        held = sorted(held, key=lambda j: preferred.index(j.proposal.layout.name))
+        best = min(j.ms for j in held)
+        return next(j for j in held if j.ms <= MARGIN * best)
 
     def _order(self, proposals: Sequence[Proposal]) -> list[Proposal]:
         if self.recipe.quantize.objective == "accuracy":
