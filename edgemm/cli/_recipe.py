@@ -37,8 +37,8 @@ _OPTIONS = [
     ),
     click.option(
         "--calibrator",
-        type=click.Choice(["minmax", "moving-average", "percentile", "entropy", "mse"]),
-        help="How the range of a tensor is chosen.",
+        type=click.Choice(["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]),
+        help="How the range of a tensor is chosen. auto: by the smallest error of each tensor.",
         show_default="percentile",
     ),
     click.option(

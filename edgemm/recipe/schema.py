@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from edgemm.data import Blank
 from edgemm.errors import DataError
 
-Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
+Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Precision = Literal["auto", "fp32", "int8"]
 Layout = Literal["auto", "staged", "whole"]
 Engine = Literal["auto", "onnxruntime", "openvino"]
