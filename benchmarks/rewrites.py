@@ -1,4 +1,4 @@
-"""Per fixture: nodes and latency of the graph as exported, after the rewrites, and prepared for ONNX Runtime's CPU.
+"""Per fixture: nodes and latency of the graph as exported, rewritten, and prepared for ONNX Runtime on the CPU.
 
     python -m benchmarks.rewrites [NAME ...] [--seconds S] [--json OUT]
 

@@ -97,3 +97,25 @@ def target(source: Sequence[Dim], wanted: Sequence[Dim]) -> list[int] | None:
         else:
             result.append(0 if i < len(source) and source[i] == dim else -1)
     return result if result.count(-1) <= 1 else None
+
+
+def reshaped(shape: Sequence[Dim], wanted: Sequence[Dim | None], allow_zero: bool) -> tuple[Dim, ...] | None:
+    """Returns the dimensions of Reshape(x, wanted) for x of `shape`, or None if they cannot be told."""
+    result: list[Dim | None] = []
+    for i, dim in enumerate(wanted):
+        if dim is None:
+            return None
+        if dim.fixed == 0 and not allow_zero:
+            if i >= len(shape):
+                return None
+            result.append(shape[i])
+        else:
+            result.append(None if dim.fixed == -1 else dim)
+    if result.count(None) > 1:
+        return None
+    rest = product(d for d in result if d is not None)
+    missing = product(shape).over(rest) if None in result else ONE
+    if missing is None or any(d.fixed == 0 for d in shape):
+        return None
+    full = tuple(missing if d is None else d for d in result)
+    return full if product(full) == product(shape) else None

@@ -73,7 +73,15 @@ def step(layout: Layout, node: ir.Node) -> Layout | None:
         rank = len(layout.groups)
         perm = node.attributes.get_ints("perm", None) or range(rank)[::-1]
         return Layout(layout.source, layout.dims, layout.sizes, tuple(layout.groups[i] for i in perm))
+    if node.op_type == "Flatten":
+        rank = len(layout.groups)
+        axis = node.attributes.get_int("axis", 1)
+        axis += rank if axis < 0 else 0
+        return arrange(layout, range(axis), range(axis, rank))
     wanted = dims.of(node.outputs[0])
+    if node.op_type == "Reshape" and len(node.inputs) > 1 and (numbers := integers(node.inputs[1])) is not None:
+        zeros = bool(node.attributes.get_int("allowzero", 0))
+        wanted = dims.reshaped(layout.shape, [Dim(n) for n in numbers], zeros)
     return None if wanted is None else regroup(layout, wanted)
 
 

@@ -12,13 +12,19 @@ import onnx_ir as ir
 
 from edgemm.errors import BackendError, did_you_mean
 from edgemm.partition import prepare as parts
-from edgemm.rewrite.rules import fuse_attention, fuse_projections, simplify_layout
+from edgemm.rewrite.rules import fuse_attention, fuse_projections, simplify_layout, sink_layout
 from edgemm.tensors import IOSpec
 
 _NO_IO = IOSpec((), (), {})
 
 RULES: Mapping[str, tuple[Callable[[ir.Model, IOSpec], int], ...]] = {
-    "cpu": (fuse_attention.apply, simplify_layout.apply, fuse_projections.apply),
+    "cpu": (
+        fuse_attention.apply,
+        simplify_layout.apply,
+        sink_layout.apply,
+        simplify_layout.apply,
+        fuse_projections.apply,
+    ),
     "openvino": (),
 }
 """What is done for a target, in order. Every target can run what `rewrite` leaves."""

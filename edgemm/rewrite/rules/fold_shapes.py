@@ -87,7 +87,7 @@ class _Folder:
         if source is None or shape is None or wanted is None:
             return self._hold(node, wanted)
         allow_zero = node.attributes.get_int("allowzero", 0)
-        result = _reshaped(shape, wanted, bool(allow_zero))
+        result = dims.reshaped(shape, wanted, bool(allow_zero))
         if result is None:
             return self._hold(node, wanted)
         if not output.is_graph_output():
@@ -127,27 +127,6 @@ class _Folder:
         ir.convenience.replace_all_uses_with(output, source)
         build.remove_dead(self.graph, node)
         return 1
-
-
-def _reshaped(shape: tuple[Dim, ...], wanted: Known, allow_zero: bool) -> tuple[Dim, ...] | None:
-    result: list[Dim | None] = []
-    for i, dim in enumerate(wanted):
-        if dim is None:
-            return None
-        if dim.fixed == 0 and not allow_zero:
-            if i >= len(shape):
-                return None
-            result.append(shape[i])
-        else:
-            result.append(None if dim.fixed == -1 else dim)
-    if result.count(None) > 1:
-        return None
-    rest = product(d for d in result if d is not None)
-    missing = product(shape).over(rest) if None in result else ONE
-    if missing is None or any(d.fixed == 0 for d in shape):
-        return None
-    full = tuple(missing if d is None else d for d in result)
-    return full if product(full) == product(shape) else None
 
 
 def _broadcast(shape: tuple[Dim, ...], wanted: Known) -> tuple[Dim, ...] | None:

@@ -49,8 +49,8 @@ def _simplify(graph: ir.Graph, end: ir.Node) -> bool:
             continue
         gain = freed - layout.cost(way)
         if gain > 0 and (best is None or gain > best[0]):
-            if not way and end.outputs[0].is_graph_output():
-                continue  # an output needs a node that makes it
+            if not way and end.outputs[0].is_graph_output() and not _may_be_output(found.source, graph):
+                continue
             best = gain, found
     if best is None:
         return False
@@ -58,6 +58,12 @@ def _simplify(graph: ir.Graph, end: ir.Node) -> bool:
     build.replace(end.outputs[0], value)
     build.remove_dead(graph, end)
     return True
+
+
+def _may_be_output(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether `value` can take an output's name: a node of this graph makes it, and it has no such name yet."""
+    producer = value.producer()
+    return producer is not None and producer.graph is graph and not value.is_graph_output()
 
 
 def _layout(chain: list[ir.Node]) -> layout.Layout | None:

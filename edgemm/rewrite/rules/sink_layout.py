@@ -3,9 +3,9 @@
     Layout'(MatMul(Layout(x), w) + b)          -> Layout''(MatMul(x, w) + b)
     Layout'(Gemm(Layout(x), w, b, transB = 1)) -> Layout''(MatMul(x, wᵀ) + b)
 
-for a Layout of one step that leaves the last axis alone. `torch.nn.MultiheadAttention` puts the sequence first
-and the batch back afterwards; both go. Declined when anything but a rearrangement reads the product, and when
-that does not leave less to rearrange.
+for a Layout of one or two steps that leaves the last axis alone. `torch.nn.MultiheadAttention` puts the sequence
+first and the batch back afterwards; both go. Declined when anything but a rearrangement reads the product, and
+when that does not leave less to rearrange.
 """
 
 from __future__ import annotations
@@ -121,4 +121,4 @@ def _rows(value: ir.Value | None) -> layout.Layout | None:
     last = len(found.dims) - 1
     way = layout.steps(found)
     alone = last > 0 and found.groups[-1] == ((last,),)
-    return found if alone and way is not None and len(way) == 1 else None
+    return found if alone and way and len(way) < 3 else None
