@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from edgemm.tensors import IOSpec
@@ -33,9 +36,69 @@ class ExportedGraph:
 
 def serialize(model: ir.Model) -> bytes:
     """Returns the model as deterministic protobuf bytes (equal graphs give equal bytes)."""
-    proto = ir.to_proto(model)
-    data: bytes = proto.SerializeToString(deterministic=True)
-    return data
+    file = io.BytesIO()
+    write(model, file)
+    return file.getvalue()
+
+
+def write(model: ir.Model, file: IO[bytes]) -> None:
+    """Writes the model as deterministic protobuf, with its weights inside, one at a time.
+
+    The proto objects hold the graph without its large weights; those go straight from where they lie into the
+    file, behind the other fields of their graph: parsers take them in any order there (protobuf, "Encoding").
+    """
+    skeleton = model.clone()
+    weights: dict[str, tuple[bytes, ir.TensorProtocol]] = {}
+    for name, value in list(skeleton.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _LARGE or tensor.dtype == ir.DataType.STRING:
+            continue
+        header = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+        start = header.SerializeToString(deterministic=True) + _field(_RAW_DATA, tensor.nbytes)
+        weights[name] = _field(_INITIALIZER, len(start) + tensor.nbytes) + start, tensor
+        value.const_value = ir.tensor(np.zeros(0, np.float32), name=name)
+    proto = ir.to_proto(skeleton)
+    kept = [t for t in proto.graph.initializer if t.name not in weights]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    graph: bytes = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    before, after = onnx.ModelProto(), proto  # in the order of the field numbers: OpenVINO's reader insists
+    for part, value in proto.ListFields():
+        if part.number < _GRAPH:
+            setattr(before, part.name, value)
+            after.ClearField(part.name)
+    file.write(before.SerializeToString(deterministic=True))
+    file.write(_field(_GRAPH, len(graph) + sum(len(start) + tensor.nbytes for start, tensor in weights.values())))
+    file.write(graph)
+    for start, tensor in weights.values():
+        file.write(start)
+        file.write(_raw(tensor))
+    file.write(after.SerializeToString(deterministic=True))
+
+
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+"""Field numbers in ModelProto, GraphProto and TensorProto (onnx.proto)."""
+
+
+def _field(number: int, length: int) -> bytes:
+    """Returns tag and length of a length-delimited protobuf field."""
+    result = bytearray()
+    for value in (number << 3 | 2, length):
+        while value > 0x7F:
+            result.append(value & 0x7F | 0x80)
+            value >>= 7
+        result.append(value)
+    return bytes(result)
+
+
+def _raw(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """Returns the little-endian bytes of a tensor, without a copy where memory has them as they are."""
+    if sys.byteorder == "little" and tensor.nbytes == tensor.size * tensor.dtype.itemsize:
+        array = tensor.numpy()
+        if array.nbytes == tensor.nbytes:
+            return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return tensor.tobytes()
 
 
 _LARGE = 1 << 16
@@ -55,7 +118,7 @@ def digest(model: ir.Model) -> str:
             if tensor is None or tensor.nbytes < _LARGE or tensor.dtype == ir.DataType.STRING:
                 continue
             sha.update(f"{name}\0{tensor.dtype.name}\0{tuple(tensor.shape)}\0".encode())
-            sha.update(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+            sha.update(_raw(tensor))
             value.const_value = ir.tensor(np.zeros(0, np.uint8), name=name)
     sha.update(serialize(skeleton))
     return sha.hexdigest()
