@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from edgemm.errors import BackendError, did_you_mean
 from edgemm.partition import prepare as parts
-from edgemm.rewrite.rules import fuse_attention, fuse_projections, simplify_layout, sink_layout
+from edgemm.rewrite.rules import fuse_attention, fuse_projections, limit_in_blocks, simplify_layout, sink_layout
 from edgemm.tensors import IOSpec
 
 _NO_IO = IOSpec((), (), {})
@@ -24,6 +24,7 @@ RULES: Mapping[str, tuple[Callable[[ir.Model, IOSpec], int], ...]] = {
         sink_layout.apply,
         simplify_layout.apply,
         fuse_projections.apply,
+        limit_in_blocks.apply,
     ),
     "openvino": (),
 }

@@ -198,3 +198,30 @@ def _count(model: ir.Model) -> dict[str, int]:
     for node in model.graph:
         found[node.op_type] = found.get(node.op_type, 0) + 1
     return found
+
+
+@pytest.mark.parametrize(
+    ("limit", "reader", "moved"),
+    [
+        ("Max(f, low)", "Conv(m, v)", True),
+        ("Min(f, high)", "MaxPool<kernel_shape=[2,2]>(m)", True),
+        ("Clip(f, , top)", "Conv(m, v)", True),
+        ("Clip(f, bottom, top)", "Conv(m, v)", True),
+        ("Max(f, low)", "Relu(m)", False),  # not in blocks anyway
+        ("Max(f, each)", "Conv(m, v)", False),  # a limit per channel
+        ("Max(c, low)", "Conv(m, v)", False),  # behind the Conv itself
+    ],
+)
+def test_limits_between_convolutions_join_one(limit, reader, moved):
+    numbers = {"low": [[[[-0.2]]]], "high": [0.3], "top": 0.4, "bottom": -0.3, "each": np.zeros((16, 1, 1))}
+    graph = onnx_graph(
+        f"""g (float[batch,3,8,8] x) => (float y) {{
+            c = Conv(x, w) f = LeakyRelu<alpha=0.2>(c) m = {limit} d = {reader} y = Neg(d)
+        }}""",
+        weights={k: np.array(v, np.float32) for k, v in numbers.items()}
+        | weights(w=(16, 3, 3, 3), v=(8, 16, 1, 1)),
+    )
+
+    found = prepared(graph, random_feed(graph, batch=1), random_feed(graph, batch=3))
+
+    assert (found[:4] == ["Conv", "LeakyRelu", "Conv", "Clip"]) == moved
