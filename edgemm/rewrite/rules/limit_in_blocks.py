@@ -4,9 +4,9 @@
 
 ONNX Runtime computes float convolutions in blocks of channels (NCHWc). Convolutions, poolings and a few
 activations stay in that layout; Max, Min and Clip with a constant behind another activation f do not, and each
-costs two copies into another layout. A Clip right behind a Conv is fused into it, and multiplying by 1 is exact. Declined
-where the limit is behind a Conv itself (a Clip alone is fused then), where f is none of the activations that are
-fused, and where anything but a convolution or a pooling reads the result.
+costs two copies into another layout. A Clip right behind a Conv is fused into it, and multiplying by 1 is exact.
+Declined where the limit is behind a Conv itself (a Clip alone is fused then), where f is none of the activations
+that are fused, and where anything but a convolution or a pooling reads the result.
 
 Source: onnxruntime/core/optimizer/nchwc_transformer.cc.
 """
