@@ -20,6 +20,7 @@ from edgemm.graph import ExportedGraph
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.engines import EngineKind
 from edgemm.quant.apply import apply_plan
+from edgemm.quant.fold import with_weights
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
 from edgemm.quant.tensors import table_key
 from edgemm.rewrite.prepare import prepare
@@ -27,6 +28,8 @@ from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.opening import open_variant
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgemm.quant.table import CalibrationTable
 
 WHOLE = "whole"
@@ -94,12 +97,15 @@ def float_models(stage: Stage) -> tuple[ir.Model, Mapping[str, int]]:
     return stage.model, {FLOAT: stage.nodes}
 
 
-def planned_models(plan: QuantPlan, table: CalibrationTable, layout: Layout) -> Models:
-    """Returns what applies `plan` to a stage; a stage without integer decisions stays as it is."""
+def planned_models(
+    plan: QuantPlan, table: CalibrationTable, layout: Layout, weights: Mapping[str, np.ndarray] | None = None
+) -> Models:
+    """Returns what applies `plan` to a stage, with new arrays for its `weights`."""
     if layout.name == WHOLE:
         plan, table = as_whole(plan, table)
 
     def apply(stage: Stage) -> tuple[ir.Model, Mapping[str, int]]:
+        stage = replace(stage, model=with_weights(stage.model, weights or {}))
         counts: dict[str, int] = {}
         for decision in plan.stage(stage.name):
             if decision.precision != FLOAT:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from edgemm.partition import StageGraph
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.judge import Judge, SizeJudge
 from edgemm.pipeline.lineup import NONE, LineUp, anything, exact, race_forms
+from edgemm.pipeline.mending import Mended, mend, on_mended, redo
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, Started, integer_proposals
 from edgemm.pipeline.race import Track
@@ -25,6 +27,7 @@ from edgemm.pipeline.splits import Splits
 from edgemm.quant.cache import Results, cache_folder, key_of
 from edgemm.quant.collect import collect
 from edgemm.quant.groups import Group, choices_of, group_nodes
+from edgemm.quant.joins import join_warnings
 from edgemm.quant.measure import ChainMeasure, Scoring
 from edgemm.quant.placement import alternatives, plan_quantization
 from edgemm.quant.plan import DYNAMIC, FLOAT, INT8, WEIGHT4, WEIGHT8, QuantPlan
@@ -143,6 +146,8 @@ class Integers:
 
     def nothing(self) -> str:
         """Returns why nothing is integer."""
+        if self.result is not None and self.result.best is not None:
+            return "the float model is faster on this machine than every plan within the budget"
         if self.result is not None and self.result.points:
             worst = min(self.result.points, key=lambda p: p.accuracy.worst)
             return (
@@ -184,6 +189,17 @@ class Integers:
         return limits_of(self.recipe, self.io)
 
     @property
+    def _raced(self) -> bool:
+        """Whether integer forms are timed on every engine."""
+        return timed(self.recipe) and not self._by_size
+
+    @property
+    def _forced(self) -> bool:
+        """Whether a graph stays integer where its float is faster."""
+        section = self.recipe.quantize
+        return section.precision == INT8 or section.plan is not None or self._by_size or not self._raced
+
+    @property
     def _by_size(self) -> bool:
         return self.recipe.quantize.objective == "size"
 
@@ -203,6 +219,10 @@ class Integers:
         self.progress.step(
             "calibrate", f"{table.samples} samples{blanks}; {len(table.ranges)} tensors, {table.calibrator}"
         )
+        self.warnings += table.coverage.warnings() if table.coverage is not None else ()
+        self.warnings += join_warnings(self.stages, table)
+        for text in self.warnings:
+            self.progress.step("note", text)
 
     def _forms(self) -> dict[str, QuantPlan]:
         """Returns the integer forms of the model. One that decides like an earlier one is left out."""
@@ -235,7 +255,7 @@ class Integers:
             def model(graph: str, form: str, judge: Judge = judge) -> ir.Model | None:
                 return judge.model(plans[form], graph) if judge.integer(plans[form], graph) else None
 
-            if self._limits.timed and not self._by_size:
+            if self._raced:
                 bar = _bar(self.progress, f"race {lineup.layout.name}")
                 race_forms(lineup, self.tracks, list(plans), model, bar)
                 continue
@@ -243,7 +263,7 @@ class Integers:
                 kind = next(k for form, k in lane.ratios if form == NONE)
                 lane.ratios |= {(f, kind): 1.0 for f in plans if judge.integer(plans[f], name)}
         lineup = self.lineup = best_lineup(self.lineups)
-        if self._limits.timed and not self._by_size:
+        if self._raced:
             self.progress.step("race", _race_line(lineup))
         return self._start(lineup, list(plans))
 
@@ -255,17 +275,18 @@ class Integers:
             for best in (lane.best(forms, anything), lane.best(forms, exact)):
                 if best is None or name in started:
                     continue
-                free = not self._limits.timed or floating is None or self._by_size or GIVEN in forms
-                if free or lane.ms(*best) < lane.ms(*floating or best):
+                if self._forced or floating is None or lane.ms(*best) < lane.ms(*floating or best):
                     started[name] = best
         return Started(started)
 
-    def _proposals(self, forms: list[str], points: list[Point], best_ms: float) -> list[Proposal]:
+    def _proposals(
+        self, forms: list[str], points: list[tuple[Point, Mended | None]], best_ms: float
+    ) -> list[Proposal]:
         """Returns what the points come to in every layout."""
         result = []
         for lineup in self.lineups:
             started = self._start(lineup, forms)
-            result += integer_proposals(lineup, started, points, best_ms)
+            result += integer_proposals(lineup, started, points, best_ms, forced=self._forced)
         return result
 
     def _judge(self, lineup: LineUp, kinds: Mapping[str, EngineKind]) -> Judge:
@@ -295,10 +316,11 @@ class Integers:
             best_ms += lane.ms(*best) if best is not None else math.nan
         if GIVEN in plans:
             plan = plans[GIVEN]
-            accuracy = judge.accuracy(plan)
-            given = Point({}, plan, best_ms, accuracy, math.nan, accuracy.worst <= limits.drop)
-            self.result = SearchResult((given,), {}, {}, {}, True, ("the plan that was given",))
-            return self._proposals([GIVEN], [given] if given.fits else [], best_ms)
+            assert self.splits.calibration is not None
+            mended = redo(plan, self.stages, self._table, self.splits.calibration, self.io)
+            point = self._scored(judge.accuracies, mended, {}, best_ms)
+            self.result = SearchResult((point,), {}, {}, {}, True, ("the plan that was given",))
+            return self._proposals([GIVEN], [(point, mended)] if point.fits else [], best_ms)
         settings, covers = self._settings(), dict(zip(lineup.lanes, lineup.layout.covers, strict=True))
         start = {
             g.name: settings[form][g.name]
@@ -313,8 +335,37 @@ class Integers:
         result = self.result = search(
             self.groups, start, self.plan, judge, limits, best_ms, _bar(self.progress, "search")
         )
-        self._tell(result)
-        return self._proposals(list(plans), [p for p in result.points if p.fits], best_ms)
+        points: list[tuple[Point, Mended | None]] = [(p, None) for p in result.points if p.fits]
+        first = result.points[0] if result.points else None
+        if first is not None and not first.fits and not self._by_size:
+            points = [*self._mend(first, judge.accuracies), *points]
+        self._tell(self.result)
+        return self._proposals(list(plans), points, best_ms)
+
+    def _mend(self, point: Point, measure: ChainMeasure) -> list[tuple[Point, Mended | None]]:
+        """Returns the fastest point repaired, if that brings it within the budget."""
+        assert self.splits.calibration is not None
+        assert self.result is not None
+        end = time.monotonic() + max(self._limits.seconds, 1.0)
+        self.progress.status("search", "repairs of the fastest plan")
+        found = mend(point.plan, measure, self.splits.calibration, self.io, lambda: time.monotonic() > end)
+        if found is None:
+            return []
+        better = self._scored(measure, found, point.setting, point.ms)
+        steps = (*self.result.steps, *(f"repair, {s}" for s in found.steps))
+        steps += (f"repaired, the fastest plan drops by {better.accuracy.worst:.4g}",)
+        self.result = replace(self.result, points=(better, *self.result.points), steps=steps)
+        return [(better, found)] if better.fits else []
+
+    def _scored(self, measure: ChainMeasure, mended: Mended, setting: Mapping[str, str], ms: float) -> Point:
+        """Returns a plan with what its repairs changed as a point of the front."""
+        measure, limits = on_mended(measure, mended), self._limits
+        accuracy, error = measure.accuracy(mended.plan), math.nan
+        fits = accuracy.worst <= limits.drop
+        if fits and limits.output_error is not None:
+            error = measure.output_error(mended.plan)
+            fits = error <= limits.output_error
+        return Point(setting, mended.plan, ms, accuracy, error, fits)
 
     def _tell(self, result: SearchResult) -> None:
         for step in result.steps:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edgemm.pipeline.candidates import Layout
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.lineup import NONE, Accept, Lane, LineUp, anything, exact, onnxruntime
+from edgemm.pipeline.mending import Mended
 from edgemm.quant.plan import FLOAT, QuantPlan
 from edgemm.quant.search import Point
 
@@ -24,6 +25,7 @@ class Proposal:
         plan: What is integer; None is nothing.
         ms: Expected latency.
         drop: Worst drop on the search samples as the search measured it; 0 for float.
+        mended: The weights and ranges that go with the plan, where it was repaired.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Proposal:
     plan: QuantPlan | None
     ms: float
     drop: float = 0.0
+    mended: Mended | None = None
 
     @property
     def integer(self) -> bool:
@@ -63,27 +66,37 @@ def float_proposal(lineup: LineUp, accept: Accept, name: str) -> Proposal | None
     return Proposal(name, lineup.layout, tuple(kinds), None, total)
 
 
-def integer_proposals(lineup: LineUp, started: Started, points: Iterable[Point], best_ms: float) -> list[Proposal]:
+def integer_proposals(
+    lineup: LineUp,
+    started: Started,
+    points: Iterable[tuple[Point, Mended | None]],
+    best_ms: float,
+    *,
+    forced: bool,
+) -> list[Proposal]:
     """Returns a variant per point and per kind of engine that is allowed: any, exact, ONNX Runtime alone.
 
-    In a variant, a graph whose float is faster on an allowed engine than its integers are goes back to float.
+    In a variant, a graph whose float is faster on an allowed engine than its integers are goes back to float,
+    unless integers are `forced`.
     """
     result: dict[object, Proposal] = {}
-    for number, point in enumerate(points):
+    for number, (point, mended) in enumerate(points):
         extra = point.ms - best_ms if math.isfinite(point.ms) and math.isfinite(best_ms) else 0.0
         for accept in (anything, exact, onnxruntime):
-            made = _assign(lineup, started, point.plan, accept)
+            made = _assign(lineup, started, point.plan, accept, forced=forced or mended is not None)
             if made is None:
                 continue
             kinds, plan, ms = made
-            key = kinds, frozenset((d.stage, d.node, d.precision) for d in plan.decisions)
+            key = kinds, mended is None, frozenset((d.stage, d.node, d.precision) for d in plan.decisions)
             name = f"int8-{number}-{accept.__name__}-{lineup.layout.name}"
-            result.setdefault(key, Proposal(name, lineup.layout, kinds, plan, ms + extra, point.accuracy.worst))
+            result.setdefault(
+                key, Proposal(name, lineup.layout, kinds, plan, ms + extra, point.accuracy.worst, mended)
+            )
     return list(result.values())
 
 
 def _assign(
-    lineup: LineUp, started: Started, plan: QuantPlan, accept: Accept
+    lineup: LineUp, started: Started, plan: QuantPlan, accept: Accept, *, forced: bool
 ) -> tuple[tuple[EngineKind, ...], QuantPlan, float] | None:
     kinds: list[EngineKind] = []
     total = 0.0
@@ -91,7 +104,7 @@ def _assign(
         integer = any(d.precision != FLOAT for stage in covers for d in plan.stage(stage))
         floating = lane.best([NONE], accept)
         best = _integer_engine(lane, started.forms.get(name), accept) if integer else None
-        if best is not None and (floating is None or not lane.ms(*floating) <= lane.ms(*best)):
+        if best is not None and (forced or floating is None or lane.ms(*best) < lane.ms(*floating)):
             kinds.append(best[1])
             total += lane.ms(*best)
             continue

@@ -363,7 +363,10 @@ class Contest:
         if proposal.plan is not None:
             assert self.integers is not None
             assert self.integers.table is not None
-            models = make.planned_models(proposal.plan, self.integers.table, proposal.layout)
+            table, weights = self.integers.table, None
+            if proposal.mended is not None:
+                table, weights = proposal.mended.table, proposal.mended.weights
+            models = make.planned_models(proposal.plan, table, proposal.layout, weights)
         with self.clock("build"):
             return self._enter(make.build(proposal.name, proposal.layout, models, proposal.kinds))
 

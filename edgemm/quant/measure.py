@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -50,6 +50,7 @@ class ChainMeasure:
         scoring: The metric.
         blanks: Modality -> the search samples with that modality blank.
         results: Numbers of earlier runs.
+        reference: The float stages to compare with, where those of `stage_graph` have other weights.
     """
 
     stage_graph: StageGraph
@@ -59,6 +60,7 @@ class ChainMeasure:
     scoring: Scoring
     blanks: Mapping[str, Samples] = field(default_factory=dict)
     results: Results = field(default_factory=Results)
+    reference: StageGraph | None = None
     _open: dict[tuple[str, str], OpenStage] = field(default_factory=dict)
     _sizes: dict[tuple[str, str], int] = field(default_factory=dict)
     _float: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -90,7 +92,7 @@ class ChainMeasure:
         scoring, name = self.scoring, choose_output(self.io, self.scoring.output)
         labels = collect_labels(samples, scoring.label) if scoring.label is not None else None
         if kind not in self._float:
-            self._float[kind] = self._outputs(None, samples)
+            self._float[kind] = self._reference(samples)
         planned = self._outputs(plan, samples)
         before, after = (
             score(scoring.metric, outputs, name, labels=labels, reference=self._float[kind])
@@ -117,7 +119,7 @@ class ChainMeasure:
     def _output_error(self, plan: QuantPlan) -> float:
         few = Subset(self.samples, tuple(range(min(ERROR_SAMPLES, len(self.samples)))))
         if not self._few:
-            self._few = self._outputs(None, few)
+            self._few = self._reference(few)
         planned = self._outputs(plan, few)
         worst = 0.0
         for name, reference in self._few.items():
@@ -132,6 +134,13 @@ class ChainMeasure:
                 scale = max(float(np.abs(a[finite]).max()), 1e-12)
                 worst = max(worst, float(np.abs(a[finite] - b[finite]).max()) / scale)
         return worst
+
+    def _reference(self, samples: Samples) -> dict[str, np.ndarray]:
+        if self.reference is None:
+            return self._outputs(None, samples)
+        return replace(self, stage_graph=self.reference, reference=None, _open={}, _sizes={})._outputs(
+            None, samples
+        )
 
     def _outputs(self, plan: QuantPlan | None, samples: Samples) -> dict[str, np.ndarray]:
         chain = Chain(self.stage_graph, self.io, opened=self._sessions(plan))

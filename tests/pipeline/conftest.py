@@ -67,7 +67,9 @@ def int8(trained_folder: Path, data: Sections, tmp_path_factory: pytest.TempPath
     """The .pt2 in int8, one engine per stage."""
     recipe = {"model": {"path": trained_folder / "model.pt2"}, "data": data, "evaluate": {"max_drop": 0.05}}
     output = tmp_path_factory.mktemp("int8") / "model.edgemm"
-    return convert(recipe | {"quantize": {"precision": "int8"}, "layout": "staged"}, output)
+    return convert(
+        recipe | {"quantize": {"precision": "int8"}, "layout": "staged", "engine": "onnxruntime"}, output
+    )
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +79,7 @@ def int8_called(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     command = [sys.executable, "-m", "edgemm", "convert", str(trained_folder / "model.pt2"), "-o", "model.edgemm"]
     command += ["--calib", str(trained_folder / "calib.npz"), "--eval", str(trained_folder / "eval.npz")]
     command += ["--label", "label", "--precision", "int8", "--layout", "staged", "--max-drop", "0.05", "--json"]
+    command += ["--engine", "onnxruntime"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)
     assert done.returncode == 0, done.stderr
@@ -93,6 +96,7 @@ def convert_onnx(model_onnx: Path, data: Sections, tmp_path: Path) -> Callable[.
             "data": data,
             "quantize": {"precision": "fp32"},
             "layout": "whole",
+            "engine": "onnxruntime",
         }
         return convert(given | sections, tmp_path / name)
 
