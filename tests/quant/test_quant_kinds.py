@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
+import onnxruntime.quantization as peer
 import pytest
 import torch
 from hypothesis import given, settings
@@ -342,3 +344,45 @@ def test_weights_read_twice_are_stored_once_in_each_kind():
         model = applied(stage, table, precision)[1]
         large = [v for v in model.graph.initializers.values() if v.const_value.size > 40_000]
         assert [v.dtype for v in large] == [ir.DataType.INT8 if precision == DYNAMIC else ir.DataType.UINT8]
+
+
+class Integrator(nn.Module):
+    """An LSTM whose gates saturate: it adds up small inputs over 200 steps and forgets nothing."""
+
+    def __init__(self, size=32):
+        super().__init__()
+        self.layer = nn.LSTM(size, size, batch_first=True)
+        self.out = nn.Linear(size, 8)
+        with torch.no_grad():
+            self.layer.bias_ih_l0[:size] = 12.0  # input gate open
+            self.layer.bias_ih_l0[size : 2 * size] = 12.0  # nothing is forgotten
+            self.layer.bias_hh_l0[: 2 * size] = 0.0
+            self.layer.weight_hh_l0[2 * size : 3 * size] *= 0.05
+            self.layer.bias_ih_l0[2 * size : 3 * size] = 0.0
+            self.layer.bias_hh_l0[2 * size : 3 * size] = 0.0
+
+    def forward(self, x):
+        return self.out(self.layer(x)[0][:, -1])
+
+
+def test_a_saturating_state_breaks_naive_dynamic_int8_and_not_the_plan(tmp_path):
+    torch.manual_seed(0)
+    stage = stage_of(export(Integrator().eval(), torch.randn(2, 200, 32)))
+    simple, _ = rewrite(ExportedGraph(stage.model, io_of(stage)))
+    stage = replace(stage, model=simple.model)
+    rng = np.random.default_rng(0)
+    data = [{"x": (0.02 * rng.normal(size=(200, 32))).astype(np.float32)} for _ in range(16)]
+    for sample in data:
+        sample["x"][rng.integers(0, 100)] *= 200  # one loud step makes the scale coarse for the quiet ones
+    table = collect(chain_of(stage), io_of(stage), data, "minmax")
+    x = np.stack([d["x"] for d in data])
+    reference = session(stage.model).run(None, {"x": x})[0]
+    proto = onnx.load_from_string(serialize(stage.model))
+    proto.graph.ClearField("value_info")  # the peer transposes weights and keeps the shapes that it finds here
+    onnx.save(proto, tmp_path / "float.onnx")
+    peer.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx", per_channel=True)
+    naive = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
+    assert sqnr(reference, naive.run(None, {"x": x})[0]) < 15
+    plan = plan_quantization(chain_of(stage), table)
+    assert next(d for d in plan.decisions if d.op == "LSTM").rule == "recurrent"
+    assert sqnr(reference, session(apply_plan(stage, plan, table)).run(None, {"x": x})[0]) > 40
