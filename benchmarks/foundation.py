@@ -77,7 +77,7 @@ class PlainFloat:
     @classmethod
     def open(cls, fixture: Fixture, io: IOSpec, feed: Feed) -> PlainFloat:
         """Exports the fixture with torch.onnx.export unless it is ONNX already, and opens it."""
-        model = fixture.model if fixture.model.suffix == ".onnx" else _export(fixture, io, feed)
+        model = fixture.model if fixture.model.suffix == ".onnx" else export_plain(fixture, io, feed)
         names = {s.input for s in io.states}
         zeros = {
             i.name: np.zeros([d if isinstance(d, int) else 1 for d in i.shape], i.dtype)
@@ -102,7 +102,7 @@ class PlainFloat:
         return self.run(feed), {}
 
 
-def _export(fixture: Fixture, io: IOSpec, feed: Feed) -> bytes:
+def export_plain(fixture: Fixture, io: IOSpec, feed: Feed) -> bytes:
     """Returns the model as torch.onnx.export writes it, dynamic where the bundle is."""
     arguments = {name: torch.from_numpy(np.concatenate([array] * 2)) for name, array in feed.items()}
     if fixture.model.suffix == ".pt2":
