@@ -78,15 +78,14 @@ class LineUp:
 
 
 def race_floats(layout: Layout, tracks: Mapping[str, Track], kinds: Sequence[EngineKind]) -> LineUp:
-    """Returns the times of the float graphs on every engine. A lone engine is not timed."""
+    """Returns the times of the float graphs on every engine; a lone engine has nothing to be compared with."""
     lanes = {}
     for stage in layout.stages:
         track = tracks[stage.name]
-        if len(kinds) == 1:
-            lanes[stage.name] = Lane(math.nan, {(NONE, kinds[0]): 1.0})
-            continue
         lane = Lane(track.reference_ms())
-        for kind in kinds:
+        if len(kinds) == 1:
+            lane.ratios[NONE, kinds[0]] = 1.0
+        for kind in kinds if len(kinds) > 1 else ():
             if (ratio := track.ratio(stage.model, kind)) is not None:
                 lane.ratios[NONE, kind] = ratio
         lanes[stage.name] = lane
