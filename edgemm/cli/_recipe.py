@@ -39,7 +39,7 @@ _OPTIONS = [
         "--calibrator",
         type=click.Choice(["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]),
         help="How the range of a tensor is chosen. auto: by the smallest error of each tensor.",
-        show_default="percentile",
+        show_default="mse",
     ),
     click.option(
         "--layout",

@@ -24,12 +24,13 @@ from edgemm.graph import ExportedGraph
 from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
 from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
+from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
 from edgemm.pipeline.result import ConvertResult
 from edgemm.pipeline.scoring import check_metric
 from edgemm.pipeline.splits import Splits, divide, open_splits
-from edgemm.pipeline.variants import Contest, Outcome
+from edgemm.pipeline.variants import Contest
 from edgemm.recipe import Recipe, build_recipe
 from edgemm.rewrite.pipeline import rewrite
 from edgemm.tensors import StateSpec, TensorSpec
@@ -84,11 +85,12 @@ def convert(
         bench = Workbench(Path(folder), manifest, recipe.threads)
         try:
             baseline, layouts = whole(exported.graph, stages), _layouts(recipe, graph, stages)
-            outcome = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock).run()
+            contest = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock)
+            outcome = contest.run()
         finally:
             bench.close()
     files = dict(outcome.files) | {"recipe.json": _recipe_json(recipe)}
-    manifest = _complete(manifest, outcome, clock, recipe.threads)
+    manifest = _complete(manifest, contest, outcome, clock, recipe.threads)
     return ConvertResult(output, write_bundle(output, manifest, files, force=force))
 
 
@@ -181,12 +183,12 @@ def _manifest(
     )
 
 
-def _complete(manifest: Manifest, outcome: Outcome, clock: Clock, threads: int) -> Manifest:
+def _complete(manifest: Manifest, contest: Contest, outcome: Outcome, clock: Clock, threads: int) -> Manifest:
     seconds = {step: round(value, 3) for step, value in clock.seconds.items()}
     info = {
-        "float_size_bytes": outcome.float_size_bytes,
+        "float_size_bytes": contest.float_bytes,
         "precision": outcome.precision,
-        "notes": [*manifest.info["notes"], *outcome.notes],
+        "notes": [*manifest.info["notes"], *contest.notes],
     }
     return replace(
         manifest,

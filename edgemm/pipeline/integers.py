@@ -17,7 +17,7 @@ from edgemm.errors import QuantizationError
 from edgemm.partition import StageGraph
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.judge import Judge, SizeJudge
-from edgemm.pipeline.lineup import NONE, LineUp, anything, exact, race_forms
+from edgemm.pipeline.lineup import NONE, LineUp, anything, best_lineup, exact, race_forms
 from edgemm.pipeline.mending import Mended, mend, on_mended, redo
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, Started, integer_proposals
@@ -39,9 +39,6 @@ from edgemm.tensors import IOSpec
 
 BLANKS = 500
 """At most this many samples are scored with a modality blank, spread evenly: each modality is one more pass."""
-
-MARGIN = 1.03
-"""Two latencies within this factor count as equal: then one engine per stage is preferred to a whole one."""
 
 STATE_ERROR = 0.1
 """Largest output error, relative to the output's scale, of int8 in a model with a state: it feeds back."""
@@ -377,13 +374,6 @@ class Integers:
         self.progress.step(
             "search", f"{len(result.points)} plans scored, {fitting} within {self._limits.drop:.4g}"
         )
-
-
-def best_lineup(lineups: Sequence[LineUp]) -> LineUp:
-    """Returns the layout with the fastest forms, the preferred one where it is no slower."""
-    times = [lineup.ms() for lineup in lineups]
-    best = min(times)
-    return next((u for u, ms in zip(lineups, times, strict=True) if ms <= MARGIN * best), lineups[0])
 
 
 def _drops(accuracy: Accuracy) -> str:

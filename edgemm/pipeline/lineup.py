@@ -21,6 +21,9 @@ CLOSE = 1.5
 CALL_MS = 0.006
 """What one more engine costs a call outside of it."""
 
+MARGIN = 1.03
+"""Two latencies within this factor count as equal: then one engine per stage is preferred to a whole one."""
+
 Accept = Callable[[EngineKind], bool]
 
 
@@ -75,6 +78,13 @@ class LineUp:
             best = lane.best([form for form, _ in lane.ratios], accept)
             total += lane.ms(*best) if best is not None else math.inf
         return total
+
+
+def best_lineup(lineups: Sequence[LineUp]) -> LineUp:
+    """Returns the layout with the fastest forms, the preferred one where it is no slower."""
+    times = [lineup.ms() for lineup in lineups]
+    best = min(times)
+    return next((u for u, ms in zip(lineups, times, strict=True) if ms <= MARGIN * best), lineups[0])
 
 
 def race_floats(layout: Layout, tracks: Mapping[str, Track], kinds: Sequence[EngineKind]) -> LineUp:

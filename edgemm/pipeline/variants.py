@@ -8,74 +8,42 @@ what a user has without edgemm.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgemm.bundle import Variant
 from edgemm.errors import QuantizationError
 from edgemm.partition import StageGraph
 from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Layout, Workbench
 from edgemm.pipeline.engines import EngineKind, engine_kinds
-from edgemm.pipeline.front import front_files
-from edgemm.pipeline.integers import MARGIN, Integers, best_lineup, timed
-from edgemm.pipeline.lineup import LineUp, anything, exact, onnxruntime, race_floats
+from edgemm.pipeline.integers import Integers, timed
+from edgemm.pipeline.lineup import (
+    MARGIN,
+    LineUp,
+    anything,
+    best_lineup,
+    exact,
+    onnxruntime,
+    race_floats,
+)
+from edgemm.pipeline.outcome import BASELINE, Judged, Outcome, assemble
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, float_proposal
 from edgemm.pipeline.race import Track, stage_feeds
 from edgemm.pipeline.scoring import Scorer, score_float
 from edgemm.pipeline.splits import Splits
 from edgemm.pipeline.timing import Timing, latency_feeds, time_sessions
-from edgemm.quant.plan import FLOAT, INT8, QuantPlan
+from edgemm.quant.plan import FLOAT, INT8
 from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
 
-BASELINE = "baseline"
 SECONDS = 4.0
 """How long a final measurement takes."""
 
 ATTEMPTS = 4
 """Proposals of each layout that are built and evaluated before the float model ships."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a bundle holds of its variants.
-
-    Attributes:
-        variants: The shipped ones, the preferred one first, then a refused one.
-        files: Path in the bundle -> bytes.
-        latency: Variant name -> `{float_ms, variant_ms, ratio, ...}`; measured, so different in every run.
-        precision: Stage name -> what runs there, for people: `"int8"`, `"int8, 2 float"`, `"float"`.
-        float_size_bytes: Size of the exported float graph.
-        notes: What the user should know.
-    """
-
-    variants: tuple[Variant, ...]
-    files: Mapping[str, bytes]
-    latency: Mapping[str, Any]
-    precision: Mapping[str, str]
-    float_size_bytes: int
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Judged:
-    """A proposal that was built, with its accuracy, its latency and why it may not ship."""
-
-    proposal: Proposal
-    candidate: Candidate
-    timings: Mapping[str, Timing] = field(default_factory=dict)
-    objection: str | None = None
-
-    @property
-    def ms(self) -> float:
-        """Measured latency, infinite when it was not timed."""
-        timing = self.timings.get(self.candidate.variant.name)
-        return timing.ms if timing is not None else math.inf
 
 
 @dataclass(slots=True)
@@ -119,12 +87,17 @@ class Contest:
         with self.clock("verify"):
             self._make_scorers()
             chosen, refused, others = self._choose(points, self._floats())
-        return self._outcome(chosen, refused, others)
+        return assemble(self.recipe, self.stages, self.lineups, self.integers, [chosen, *others], refused)
 
     @property
     def timed(self) -> bool:
         """Whether anything is chosen by time."""
         return timed(self.recipe)
+
+    @property
+    def float_bytes(self) -> int:
+        """Size of the exported float graph."""
+        return self._candidates[BASELINE].variant.size_bytes
 
     # -- what may compete ------------------------------------------------------------------------------------
 
@@ -224,11 +197,14 @@ class Contest:
                 refused = judged
         chosen = self._fastest(list(held.values()), sure)
         if chosen is None and section.precision == INT8:
-            reason = refused.objection if refused is not None else self._nothing()
+            reason = self.integers.nothing() if self.integers is not None else "there are no samples"
+            reason = refused.objection or reason if refused is not None else reason
             raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=_REMEDY)
         if chosen is None or (section.objective == "accuracy" and sure.objection is None):
             chosen = sure
         others = self._fallback(chosen, order, floats, sure)
+        if not chosen.timings:  # nothing was chosen by time; what ships is measured all the same
+            chosen.timings = self._time([chosen.candidate])
         return chosen, refused if not chosen.proposal.integer else None, others
 
     def _fastest(self, held: Sequence[Judged], sure: Judged) -> Judged | None:
@@ -393,121 +369,5 @@ class Contest:
         accuracy |= {"budget": self.recipe.evaluate.max_drop} | ({"blank": blank} if blank else {})
         return replace(candidate, variant=replace(candidate.variant, accuracy=accuracy))
 
-    # -- what the bundle keeps -------------------------------------------------------------------------------
-
-    def _outcome(self, chosen: Judged, refused: Judged | None, others: Sequence[Judged]) -> Outcome:
-        target = self.recipe.target
-        variants: list[Variant] = []
-        files: dict[str, bytes] = {}
-        latency: dict[str, Any] = {}
-        for number, judged in enumerate([chosen, *others]):
-            name = f"{target}-{judged.candidate.variant.precision}" + ("-onnxruntime" if number else "")
-            shipped = judged.candidate.renamed(name)
-            variants.append(shipped.variant)
-            files |= dict(shipped.files)
-            latency |= self._latency(judged, name)
-        if refused is not None:
-            name = f"{target}-{INT8}"
-            variants.append(refused.candidate.refuse(refused.objection or "").renamed(name).variant)
-            latency |= self._latency(refused, name)
-        elif self.integers is not None and not chosen.proposal.integer:
-            variants.append(self._never_built(chosen.candidate))
-        if self.integers is not None:
-            plan = self._final_plan(self.integers, chosen, refused)
-            files[f"plans/{target}-{INT8}.json"] = _json(plan.to_json())
-            if self.integers.table is not None:
-                files["calibration.json"] = _json(self.integers.table.to_json())
-            if self.integers.result is not None:
-                budget, unit = self.recipe.evaluate.max_drop, "MB" if self._objective == "size" else "ms"
-                result, groups = self.integers.result, self.integers.groups
-                files |= front_files(result, groups, chosen.proposal.plan, budget, unit)
-        return Outcome(
-            tuple(variants),
-            files,
-            latency,
-            _precision(self.stages, chosen),
-            self._candidates[BASELINE].variant.size_bytes,
-            tuple(self.notes),
-        )
-
-    @property
-    def _objective(self) -> str:
-        return self.recipe.quantize.objective
-
-    def _final_plan(self, integers: Integers, chosen: Judged, refused: Judged | None) -> QuantPlan:
-        """Returns the plan with what each decision costs and gains."""
-        result = integers.result
-        plan = chosen.proposal.plan or (refused.proposal.plan if refused is not None else None)
-        plan = plan or (result.points[0].plan if result and result.points else integers.plan({}))
-        if result is None:
-            return plan
-        group = {(g.stage, node): g for g in integers.groups for node in g.nodes}
-        decisions = tuple(
-            replace(d, cost=_number(result.cost.get(g.name)), gain=_number(result.gain.get(g.name)))
-            if (g := group.get((d.stage, d.node))) is not None
-            else d
-            for d in plan.decisions
-        )
-        return replace(plan, decisions=decisions)
-
-    def _nothing(self) -> str:
-        assert self.integers is not None
-        return self.integers.nothing()
-
-    def _never_built(self, candidate: Candidate) -> Variant:
-        empty = replace(candidate.variant, name=INT8, precision=INT8, decisions={}, accuracy=None)
-        return Candidate(empty, {}).refuse(self._nothing()).renamed(f"{self.recipe.target}-{INT8}").variant
-
-    def _latency(self, judged: Judged, shipped: str) -> dict[str, Any]:
-        """Returns what was measured of a variant under the name that it ships by; nothing if nothing was."""
-        name = judged.candidate.variant.name
-        if name not in judged.timings:
-            return {}
-        base, timing = judged.timings[BASELINE], judged.timings[name]
-        lineup = next((u for u in self.lineups if u.layout.name == judged.proposal.layout.name), None)
-        engines = {}
-        for entry in judged.candidate.variant.engines:
-            lane = lineup.lanes.get(entry.name) if lineup is not None else None
-            engines[entry.name] = {
-                "float_ms": _number(lane.float_ms) if lane is not None else None,
-                "variant_ms": timing.engine_ms(entry.name),
-            }
-        found = {
-            "float_ms": base.ms,
-            "variant_ms": timing.ms,
-            "ratio": timing.ms / base.ms,
-            "runs": timing.total.runs,
-            "batch": 1,
-            "engines": engines,
-        }
-        return {shipped: found}
-
 
 _REMEDY = "raise --max-drop, give more calibration samples, or use --precision auto to ship what works"
-
-
-def _precision(stages: StageGraph, chosen: Judged) -> dict[str, str]:
-    """Returns stage name -> what runs there, for people."""
-    kind = {
-        stage: kind
-        for kind, covers in zip(chosen.proposal.kinds, chosen.proposal.layout.covers, strict=True)
-        for stage in covers
-    }
-    result = {}
-    for stage in stages.stages:
-        decisions = chosen.proposal.plan.stage(stage.name) if chosen.proposal.plan is not None else ()
-        kinds = list(dict.fromkeys(d.precision for d in decisions if d.precision != FLOAT))
-        floating = "float" if kind[stage.name].exact else kind[stage.name].precision
-        floats = sum(d.precision == FLOAT for d in decisions)
-        result[stage.name] = (
-            ", ".join([*kinds, *([f"{floats} {floating}"] if floats else [])]) if kinds else floating
-        )
-    return result
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"

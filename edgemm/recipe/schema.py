@@ -116,7 +116,7 @@ class QuantizeSection(Section):
         default="auto",
         description="auto: integers or bf16 where faster and within budget. int8: or fail. fp32: float.",
     )
-    calibrator: Calibrator = Field(default="percentile", description="How a tensor's range is chosen.")
+    calibrator: Calibrator = Field(default="mse", description="How a tensor's range is chosen.")
     objective: Objective = Field(
         default="latency",
         description="Within the budget: the fastest, the smallest, or (with max_latency_ms) the most accurate.",

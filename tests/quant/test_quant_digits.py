@@ -14,10 +14,11 @@ from edgemm.metrics import evaluate, metric
 from edgemm.quant.apply import apply_plan
 from edgemm.quant.calibrators import CALIBRATORS
 from edgemm.quant.collect import collect
+from edgemm.quant.groups import choices_of, group_nodes
 from edgemm.quant.measure import ChainMeasure, Scoring
-from edgemm.quant.placement import plan_quantization
+from edgemm.quant.placement import alternatives, plan_quantization
 from edgemm.quant.plan import INT8
-from edgemm.quant.search import Limits, choose
+from edgemm.quant.search import Limits, search
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +71,20 @@ def test_int8_keeps_the_accuracy_on_samples_that_nothing_has_seen(digits, calibr
     assert accuracy.drop(before, after) <= 0.01
 
 
-def test_choose_decides_by_measurement(digits):
+def test_the_search_keeps_what_the_budget_allows(digits):
     stage, path = digits
     io, graph = io_of(stage), chain_of(stage)
     parts = split(open_samples(str(path)), {"calibration": 0.3, "search": 0.3, "evaluation": 0.4}, seed=1)
-    table = collect(graph, io, parts["calibration"], "percentile")
-    measure = ChainMeasure(graph, io, table, parts["search"], Scoring(metric("accuracy"), "label"), seconds=0.1)
-    result = choose(graph, table, plan_quantization(graph, table), measure, Limits(drop=0.01))
-    assert result.drop <= 0.01
-    left = result.plan.counts().get(INT8, 0)
-    assert left or result.steps  # nothing goes back to float without a reason
-    if left:
-        assert result.latency["whole"].ratio < 1
+    table = collect(graph, io, parts["calibration"], "mse")
+    groups = group_nodes(graph, alternatives(graph, table))
+
+    def plan_of(setting, why):
+        return plan_quantization(graph, table, choices=choices_of(groups, setting))
+
+    measure = ChainMeasure(graph, io, table, parts["search"], Scoring(metric("accuracy"), "label"))
+    start = {g.name: INT8 for g in groups if INT8 in g.options}
+    result = search(groups, start, plan_of, measure, Limits(drop=0.01, timed=False))
+    assert result.best is not None
+    assert result.best.plan.counts()[INT8] >= 3
+    assert measure.accuracy(result.best.plan).worst <= 0.01
+    assert all(0 < cost < 0.2 for cost in result.cost.values())
