@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from edgemm.data import Blank, BlankValues, Samples, Subset, blank_twins, blank_values, with_blanks
-from edgemm.errors import QuantizationError
 from edgemm.partition import StageGraph
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.judge import Judge, SizeJudge
@@ -22,6 +19,7 @@ from edgemm.pipeline.mending import Mended, mend, on_mended, redo
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, Started, integer_proposals
 from edgemm.pipeline.race import Track
+from edgemm.pipeline.saved_plan import read_plan
 from edgemm.pipeline.scoring import choose_metric
 from edgemm.pipeline.splits import Splits
 from edgemm.quant.cache import Results, cache_folder, key_of
@@ -68,26 +66,6 @@ def blanks_of(recipe: Recipe, io: IOSpec, samples: Samples) -> BlankValues:
     """Returns what a silent modality looks like; means are taken over `samples`."""
     blanks = {n: Blank.parse(i.blank) for n, i in recipe.inputs.items() if i.blank is not None}
     return blank_values(io, samples, blanks, recipe.data.seed)
-
-
-def read_plan(path: Path) -> QuantPlan:
-    """Returns the plan in a file that `edgemm plan --save` wrote.
-
-    Raises:
-        QuantizationError: There is no such file, or it holds no plan.
-    """
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise QuantizationError(
-            f"{path}: no plan can be read: {error}.", hint="write one with edgemm plan MODEL --save plan.json"
-        ) from error
-    if not isinstance(data, dict) or not isinstance(data.get("decisions"), list):
-        raise QuantizationError(
-            f"{path}: got JSON without a list of decisions, expected a plan.",
-            hint="write one with edgemm plan MODEL --save plan.json",
-        )
-    return QuantPlan.from_json(data)
 
 
 @dataclass(slots=True)
@@ -224,7 +202,7 @@ class Integers:
     def _forms(self) -> dict[str, QuantPlan]:
         """Returns the integer forms of the model. One that decides like an earlier one is left out."""
         if self.recipe.quantize.plan is not None:
-            return {GIVEN: read_plan(self.recipe.quantize.plan)}
+            return {GIVEN: read_plan(self.recipe.quantize.plan, self.stages)}
         forms: dict[str, QuantPlan] = {}
         for name, setting in self._settings().items():
             if setting and all(setting != self._settings()[other] for other in forms):
@@ -311,6 +289,8 @@ class Integers:
         for name, lane in lineup.lanes.items():
             best = started.forms.get(name) or lane.best([NONE], anything)
             best_ms += lane.ms(*best) if best is not None else math.nan
+        if not self._raced:
+            best_ms = math.nan
         if GIVEN in plans:
             plan = plans[GIVEN]
             assert self.splits.calibration is not None

@@ -28,7 +28,7 @@ def report(result: ConvertResult) -> dict[str, Any]:
 
 
 def test_the_front_is_in_the_bundle_as_numbers_and_as_a_plot(convert_onnx: Convert) -> None:
-    result = convert_onnx(quantize={"precision": "int8"}, evaluate=BUDGET, layout="auto")
+    result = convert_onnx(quantize={"precision": "int8"}, evaluate=BUDGET, layout="auto", engine="auto")
     data = report(result)
     chosen = [p for p in data["points"] if p["chosen"]]
     assert len(chosen) == 1
