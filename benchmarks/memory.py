@@ -69,6 +69,9 @@ def build_model(path: Path) -> int:
 
     torch.manual_seed(0)
     model = ImageText().eval()
+    for parameter in model.parameters():  # the layers of an nn.TransformerEncoder begin as copies of one
+        if parameter.dim() == 2:
+            nn.init.trunc_normal_(parameter, std=parameter.shape[1] ** -0.5)
     example = (torch.zeros(2, 3, SIDE, SIDE), torch.zeros(2, LENGTH, dtype=torch.int64))
     batch = {0: torch.export.Dim("batch")}
     torch.export.save(torch.export.export(model, example, dynamic_shapes=(batch, batch)), path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -51,7 +52,7 @@ def write(model: ir.Model, file: IO[bytes]) -> None:
     weights: dict[str, tuple[bytes, ir.TensorProtocol]] = {}
     for name, value in list(skeleton.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _LARGE or tensor.dtype == ir.DataType.STRING:
+        if tensor is None or not _apart(tensor):
             continue
         header = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
         start = header.SerializeToString(deterministic=True) + _field(_RAW_DATA, tensor.nbytes)
@@ -74,7 +75,32 @@ def write(model: ir.Model, file: IO[bytes]) -> None:
     for start, tensor in weights.values():
         file.write(start)
         file.write(_raw(tensor))
+        _let_go(tensor)
     file.write(after.SerializeToString(deterministic=True))
+
+
+def size(model: ir.Model) -> int:
+    """Returns how many bytes `write` would write."""
+    counter = _Counter()
+    write(model, counter)
+    return counter.size
+
+
+class _Counter(io.BytesIO):
+    """A file that keeps nothing."""
+
+    size = 0
+
+    def write(self, data: Any, /) -> int:
+        self.size += len(data)
+        return len(data)
+
+
+def _apart(tensor: ir.TensorProtocol) -> bool:
+    """Returns whether a weight is handled apart from the proto objects of its graph."""
+    if tensor.dtype == ir.DataType.STRING:
+        return False
+    return tensor.nbytes >= _LARGE or isinstance(tensor, ir.ExternalTensor)
 
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
@@ -115,10 +141,11 @@ def digest(model: ir.Model) -> str:
     for graph in skeleton.graphs():
         for name, value in list(graph.initializers.items()):
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < _LARGE or tensor.dtype == ir.DataType.STRING:
+            if tensor is None or not _apart(tensor):
                 continue
             sha.update(f"{name}\0{tensor.dtype.name}\0{tuple(tensor.shape)}\0".encode())
             sha.update(_raw(tensor))
+            _let_go(tensor)
             value.const_value = ir.tensor(np.zeros(0, np.uint8), name=name)
     sha.update(serialize(skeleton))
     return sha.hexdigest()
@@ -134,10 +161,118 @@ def on_disk(model: ir.Model) -> Iterator[Path]:
     Raises:
         OSError: There is no room in the temporary folder (`TMPDIR`).
     """
-    with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model.clone(), path, external_data="model.data", size_threshold_bytes=_LARGE)
-        yield path
+    with tempfile.TemporaryDirectory(prefix="edgemm-") as temporary:
+        folder = _home(model) or Path(temporary)
+        path = folder / f"{Path(temporary).name}.onnx"
+        write_mapped(model, path)
+        try:
+            yield path
+        finally:
+            remove_mapped(path)
+
+
+def write_mapped(model: ir.Model, path: Path) -> None:
+    """Writes the model to `path` for sessions on this machine: large weights are in files of the same folder.
+
+    Weights that `move_weights` has put into that folder are used where they lie; the others go to `path` with
+    `.data` behind its name, if there are any.
+
+    Raises:
+        OSError: There is no room in the folder.
+    """
+    skeleton, home = model.clone(), str(path.parent)
+    with ExitStack() as stack:
+        data: IO[bytes] | None = None
+        for graph in skeleton.graphs():
+            for name, value in graph.initializers.items():
+                tensor = value.const_value
+                if tensor is None or not _apart(tensor):
+                    continue
+                if isinstance(tensor, ir.ExternalTensor) and str(tensor.base_dir) == home:
+                    continue
+                if data is None:
+                    data = stack.enter_context(_data_of(path).open("wb"))
+                value.const_value = _append(tensor, name, data, path.parent)
+    proto = ir.to_proto(skeleton)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def remove_mapped(path: Path) -> None:
+    """Removes what `write_mapped` wrote to `path`; weights that lay in the folder before stay."""
+    path.unlink(missing_ok=True)
+    _data_of(path).unlink(missing_ok=True)
+
+
+def move_weights(models: Iterable[ir.Model], folder: Path) -> None:
+    """Moves the large weights of several graphs into one file in `folder`, where they are mapped when read.
+
+    A weight that graphs share is written once. The graphs stay as they are but for where their weights lie; the
+    folder must be there as long as they are used.
+
+    Raises:
+        OSError: There is no room in the folder.
+    """
+    moved: dict[int, tuple[ir.TensorProtocol, ir.ExternalTensor]] = {}
+    with (folder / WEIGHTS).open("xb") as data:
+        for model in models:
+            for graph in model.graphs():
+                for name, value in graph.initializers.items():
+                    tensor = value.const_value
+                    if tensor is None or tensor.nbytes < _LARGE or tensor.dtype == ir.DataType.STRING:
+                        continue
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = tensor, _append(tensor, name, data, folder)
+                    value.const_value = moved[id(tensor)][1]
+
+
+def let_go(model: ir.Model) -> None:
+    """Tells the system that the mapped weights of a graph are not needed in memory now; they can still be read."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                _let_go(value.const_value)
+
+
+WEIGHTS = "weights.data"
+"""Name of the file that `move_weights` writes."""
+
+_ALIGNED = 4096
+"""Weights in a file begin at a multiple of this many bytes, so that they can be mapped one by one."""
+
+
+def _append(tensor: ir.TensorProtocol, name: str, data: IO[bytes], folder: Path) -> ir.ExternalTensor:
+    """Returns a tensor as it lies in `data`, at whose end it is written."""
+    offset = -(-data.tell() // _ALIGNED) * _ALIGNED
+    data.seek(offset)
+    data.write(_raw(tensor))
+    _let_go(tensor)
+    return ir.ExternalTensor(
+        Path(data.name).name,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=name,
+        base_dir=folder,
+    )
+
+
+def _home(model: ir.Model) -> Path | None:
+    """Returns the folder that `move_weights` has put weights of the graph into."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.location == WEIGHTS:
+            return Path(value.const_value.base_dir)
+    return None
+
+
+def _data_of(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
+
+
+def _let_go(tensor: ir.TensorProtocol) -> None:
+    mapped = tensor.raw if isinstance(tensor, ir.ExternalTensor) else None
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def load(path: Path) -> ir.Model:

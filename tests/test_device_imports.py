@@ -64,7 +64,9 @@ def bundle(tmp_path: Path) -> Path:
     for name, (body, inputs, outputs) in stages.items():
         signature = [", ".join(f"float[batch,{t.shape[1]}] {t.name}" for t in ts) for ts in (inputs, outputs)]
         model = ir.from_onnx_text(f"{header}{name} ({signature[0]}) => ({signature[1]}) {body}")
-        files[f"{name}.onnx"] = get_backend("onnxruntime").build(model, "cpu").payload
+        files[f"{name}.onnx"] = (
+            get_backend("onnxruntime").build(model, "cpu", tmp_path / "engine.onnx").file.read_bytes()
+        )
         entries.append(StageEntry(name, (name,), "encoder", inputs, outputs, 1, 0))
         names = tuple(i.name for i in inputs), tuple(o.name for o in outputs)
         engines.append(EngineEntry(name, (name,), f"{name}.onnx", *names, {"fp32": 1}))

@@ -10,7 +10,19 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from edgemm.graph import digest, on_disk, serialize, write
+from edgemm.graph import (
+    WEIGHTS,
+    digest,
+    let_go,
+    load,
+    move_weights,
+    on_disk,
+    remove_mapped,
+    serialize,
+    size,
+    write,
+    write_mapped,
+)
 
 
 def model_of(weights: dict[str, ir.TensorProtocol]) -> ir.Model:
@@ -117,3 +129,36 @@ def test_writing_takes_no_second_copy_of_the_weights(tmp_path):
     buffer = io.BytesIO()
     write(model_of({"w": ir.tensor(ARRAYS["float32"], name="w")}), buffer)
     assert buffer.getvalue() == serialize(model_of({"w": ir.tensor(ARRAYS["float32"], name="w")}))
+
+
+def test_moved_weights_are_shared_mapped_and_written_as_before(tmp_path):
+    array = ARRAYS["float32"]
+    shared = ir.tensor(array, name="w")
+    models = [model_of({"w": shared}), model_of({"v": shared})]
+    before = [(serialize(m), digest(m)) for m in models]
+    move_weights(models, tmp_path)
+    assert (tmp_path / WEIGHTS).stat().st_size == array.nbytes
+    assert [(serialize(m), digest(m)) for m in models] == before
+    assert [size(m) for m in models] == [len(content) for content, _ in before]
+    let_go(models[0])
+    np.testing.assert_array_equal(models[0].graph.initializers["w"].const_value.numpy(), array)
+
+
+def test_drafts_share_moved_weights_and_hold_others_beside_them(tmp_path):
+    model = model_of({"w": ir.tensor(ARRAYS["float32"], name="w")})
+    other = model_of({"v": ir.tensor(ARRAYS["float32"] + 1, name="v")})
+    move_weights([model], tmp_path)
+    drafts = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for m, draft in zip((model, other), drafts, strict=True):
+        write_mapped(m, draft)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a.onnx", "b.onnx", "b.onnx.data", WEIGHTS]
+    for name, draft, array in zip("wv", drafts, (ARRAYS["float32"], ARRAYS["float32"] + 1), strict=True):
+        proto = onnx.load_from_string(serialize(load(draft)))
+        found = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+        np.testing.assert_array_equal(found[name], array)
+    with on_disk(model) as path:
+        assert path.parent == tmp_path
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for draft in drafts:
+        remove_mapped(draft)
+    assert [f.name for f in tmp_path.iterdir()] == [WEIGHTS]

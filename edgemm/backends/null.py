@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -15,16 +16,24 @@ class NullBackend:
     """Writes down the graph's signature; `edgemm.runtime.null` answers with zeros of it."""
 
     name = "null"
+    suffix = ".json"
 
-    def build(self, model: ir.Model, target: str) -> Engine:
+    def build(self, model: ir.Model, target: str, file: Path) -> Engine:
         """Returns the signature of `model` as an engine; any `target` will do.
 
         Raises:
             BackendError: An input or output has no dtype or no rank.
         """
+        return Engine("null", file, {"target": target, "bytes": self.draft(model, file)})
+
+    def draft(self, model: ir.Model, file: Path) -> int:
+        """Writes the signature of `model` and returns its size.
+
+        Raises:
+            BackendError: An input or output has no dtype or no rank.
+        """
         signature = {"inputs": _specs(model.graph.inputs), "outputs": _specs(model.graph.outputs)}
-        payload = json.dumps(signature, indent=1).encode() + b"\n"
-        return Engine("null", payload, ".json", {"target": target, "bytes": len(payload)})
+        return file.write_bytes(json.dumps(signature, indent=1).encode() + b"\n")
 
 
 def _specs(values: Iterable[ir.Value]) -> list[tuple[str | None, str, list[int | str]]]:

@@ -1,8 +1,11 @@
-"""The payload of every engine that is an ONNX file: the graph as one file, its weights inside."""
+"""Every engine that is an ONNX file: the graph as one file, its weights inside; drafts have them beside it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -13,18 +16,28 @@ MAX_BYTES = 2**31 - 1
 """Largest ONNX file: protobuf's limit."""
 
 
-def onnx_payload(model: ir.Model) -> bytes:
-    """Returns `model` as an ONNX file. Weights in external data files are taken in; `model` is not changed.
+def write_onnx(model: ir.Model, file: Path) -> int:
+    """Writes `model` as one ONNX file and returns its size in bytes; weights in other files are taken in.
 
     Raises:
-        BackendError: It would be over 2 GB.
+        BackendError: It would be over 2 GB, or there is no room for it.
     """
-    name = model.graph.name or "model"
-    _check_size(model, name)
-    payload = graph.serialize(_with_weights(model))
-    if len(payload) > MAX_BYTES:
-        raise _too_large(name, len(payload))
-    return payload
+    size = _checked_size(model)
+    with room_in(file.parent, f"an engine of {size:,} bytes"), file.open("wb") as stream:
+        graph.write(model, stream)
+    return size
+
+
+def draft_onnx(model: ir.Model, file: Path) -> int:
+    """Writes `model` as an ONNX file with weights beside it and returns the size that it would have as one file.
+
+    Raises:
+        BackendError: That would be over 2 GB, or there is no room for it.
+    """
+    size = _checked_size(model)
+    with room_in(file.parent, f"an engine of {size:,} bytes"):
+        graph.write_mapped(model, file)
+    return size
 
 
 def count_operators(model: ir.Model) -> dict[str, int]:
@@ -50,16 +63,36 @@ def name_culprits(model: ir.Model, message: str, operators: re.Pattern[str]) -> 
     return f" (nodes: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def _check_size(model: ir.Model, name: str) -> None:
-    """Refuses before anything is serialized: protobuf would fail late and without a name."""
+def _checked_size(model: ir.Model) -> int:
+    """Returns the size of the file; refuses before anything is written: protobuf would fail late."""
+    name = model.graph.name or "model"
     size = sum(
         value.const_value.nbytes
         for part in model.graphs()
         for value in part.initializers.values()
         if value.const_value is not None
     )
+    if size <= MAX_BYTES:
+        size = graph.size(model)
     if size > MAX_BYTES:
         raise _too_large(name, size)
+    return size
+
+
+@contextmanager
+def room_in(folder: Path, what: str) -> Iterator[None]:
+    """Says what there is no room for when the block cannot write.
+
+    Raises:
+        BackendError: The block could not write.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BackendError(
+            f"{folder}: no room for {what}: {error.strerror or error}.",
+            hint="free some space there, or name another folder in the variable TMPDIR",
+        ) from error
 
 
 def _too_large(name: str, size: int) -> BackendError:
@@ -67,13 +100,3 @@ def _too_large(name: str, size: int) -> BackendError:
         f"'{name}' has {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB.",
         hint="quantize it, or cut the model into more stages",
     )
-
-
-def _with_weights(model: ir.Model) -> ir.Model:
-    """Returns `model`, or a clone whose external weights are in memory."""
-    external = any(
-        isinstance(value.const_value, ir.ExternalTensor)
-        for part in model.graphs()
-        for value in part.initializers.values()
-    )
-    return ir.external_data.load_to_model(model.clone()) if external else model

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from edgemm.bundle.check import check_consistent, check_path
 from edgemm.bundle.codec import DAMAGED, dumps, loads
@@ -26,7 +27,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 
 
-def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, force: bool = False) -> Manifest:
+def write_bundle(
+    path: Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, force: bool = False
+) -> Manifest:
     """Writes a bundle atomically and returns the manifest with the files' digests.
 
     Everything is written to a temporary sibling, synced, then renamed: at `path` there is the whole bundle or
@@ -35,7 +38,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     Args:
         path: Where the bundle will be. Its folder must exist.
         manifest: What to say; its `files` is replaced by what is written.
-        files: Relative path -> content of every file but the manifest.
+        files: Relative path -> content of every file but the manifest, or a file that is copied.
         force: Replace a bundle that is there. Only a bundle with no foreign file in it is ever replaced.
 
     Raises:
@@ -46,7 +49,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
     before = _check_free(target, force=force)
     for name in files:
         check_path(name)
-    digests = {n: {"sha256": hashlib.sha256(files[n]).hexdigest(), "size": len(files[n])} for n in sorted(files)}
+    digests = {n: _entry(files[n]) for n in sorted(files)}
     manifest = dataclasses.replace(manifest, files=digests)
     check_consistent(manifest)
     content = {**files, MANIFEST: dumps(manifest)}
@@ -56,7 +59,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], *, 
         _publish(temporary, target, before)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _write_error(error, target, sum(map(len, content.values()))) from error
+        raise _write_error(error, target, sum(entry["size"] for entry in digests.values())) from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -168,6 +171,13 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int]]:
             )
 
 
+def _entry(content: bytes | Path) -> dict[str, Any]:
+    """Returns digest and size of a file to be written."""
+    if isinstance(content, Path):
+        return {"sha256": _sha256(content), "size": content.stat().st_size}
+    return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+
+
 def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
     try:
@@ -240,7 +250,7 @@ def _identity(target: Path) -> tuple[int, int, int] | None:
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
-def _write_files(root: Path, content: Mapping[str, bytes]) -> None:
+def _write_files(root: Path, content: Mapping[str, bytes | Path]) -> None:
     root.mkdir()
     folders = {root}
     for name, data in content.items():
@@ -248,7 +258,11 @@ def _write_files(root: Path, content: Mapping[str, bytes]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         folders.update(p for p in file.parents if p.is_relative_to(root))
         with file.open("xb") as stream:
-            stream.write(data)
+            if isinstance(data, Path):
+                with data.open("rb") as source:
+                    shutil.copyfileobj(source, stream)
+            else:
+                stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
     for folder in folders:

@@ -21,6 +21,7 @@ from edgemm.errors import DataError
 from edgemm.export.model import LoadedModel, ModelSource, load_model
 from edgemm.export.torch_onnx import ExportRequest, ExportResult, export_model
 from edgemm.graph import ExportedGraph
+from edgemm.memory import give_back_memory
 from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
 from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
@@ -80,18 +81,25 @@ def convert(
         splits = divide(splits, recipe.data, graph.io, notes.append)
     for note in notes:
         progress.step("note", note)
-    manifest = _manifest(recipe, loaded, exported, stages, splits, notes)
+    manifest = _manifest(recipe, exported, stages, splits, notes)
     with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
         bench = Workbench(Path(folder), manifest, recipe.threads)
+        with clock("partition"):
+            del loaded  # torch holds the weights as well
+            bench.settle([exported.graph.model, graph.model, *(s.model for s in stages.stages)])
+            give_back_memory()
         try:
             baseline, layouts = whole(exported.graph, stages), _layouts(recipe, graph, stages)
             contest = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock)
             outcome = contest.run()
         finally:
             bench.close()
-    files = dict(outcome.files) | {"recipe.json": _recipe_json(recipe)}
-    manifest = _complete(manifest, contest, outcome, clock, recipe.threads)
-    return ConvertResult(output, write_bundle(output, manifest, files, force=force))
+        with clock("bundle"):
+            variants, files = bench.finish(outcome.variants, outcome.files)
+            files["recipe.json"] = _recipe_json(recipe)
+            outcome = replace(outcome, variants=variants)
+        manifest = _complete(manifest, contest, outcome, clock, recipe.threads)
+        return ConvertResult(output, write_bundle(output, manifest, files, force=force))
 
 
 def request_of(recipe: Recipe) -> ExportRequest:
@@ -150,13 +158,13 @@ def _stages_line(stages: StageGraph) -> str:
 
 def _manifest(
     recipe: Recipe,
-    loaded: LoadedModel,
     exported: ExportResult,
     stages: StageGraph,
     splits: Splits,
     notes: Sequence[str],
 ) -> Manifest:
     """Returns the manifest as far as it is known before a variant is chosen."""
+    origin = exported.graph.provenance
     return Manifest(
         name=recipe.model.path.name.split(".")[0] or "model",
         io=exported.graph.io,
@@ -169,9 +177,7 @@ def _manifest(
         info={
             "model": {
                 "source": recipe.model.path.name,
-                "kind": loaded.kind,
-                "sha256": loaded.sha256,
-                "parameters": loaded.parameters,
+                **{key: origin[key] for key in ("kind", "sha256", "parameters")},
                 "opset": exported.graph.model.opset_imports.get("", 0),
             },
             "dynamic": exported.dynamic.to_json(),

@@ -1,10 +1,12 @@
-"""Variants that may ship: built in memory, opened from a temporary folder, run by the runtime that ships.
+"""Variants that may ship: built and opened in a temporary folder, run by the runtime that ships.
 
-`convert` builds a few candidates, measures them against each other, and writes one of them into the bundle.
+`convert` builds a few candidates, measures them against each other, and writes one of them into the bundle. In the
+temporary folder the weights of the model lie in one file that every graph and session maps.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from edgemm.backends.payload import room_in
 from edgemm.backends.registry import get_backend
 from edgemm.bundle import EngineEntry, Manifest, Variant
 from edgemm.data import checked_sizes
-from edgemm.errors import BackendError
-from edgemm.graph import ExportedGraph
+from edgemm.graph import ExportedGraph, let_go, load, move_weights, remove_mapped
+from edgemm.memory import give_back_memory
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.engines import EngineKind
 from edgemm.quant.apply import apply_plan
@@ -32,16 +35,18 @@ if TYPE_CHECKING:
 
     from edgemm.quant.table import CalibrationTable
 
+TARGET = "cpu"
+
 WHOLE = "whole"
 """Name of the only engine of a `whole` layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A variant with the bytes of its engines, by path in the bundle."""
+    """A variant with its engines: path in the bundle -> draft in the folder of the workbench."""
 
     variant: Variant
-    files: Mapping[str, bytes]
+    files: Mapping[str, Path]
 
     def renamed(self, name: str) -> Candidate:
         """Returns this candidate under its name in the bundle, files included."""
@@ -52,7 +57,7 @@ class Candidate:
 
         engines = tuple(replace(e, file=path(e.file)) for e in self.variant.engines)
         variant = replace(self.variant, name=name, engines=engines)
-        return Candidate(variant, {path(file): payload for file, payload in self.files.items()})
+        return Candidate(variant, {path(file): draft for file, draft in self.files.items()})
 
     def refuse(self, reason: str) -> Candidate:
         """Returns the record of this candidate in a bundle that does not ship it."""
@@ -88,6 +93,9 @@ def whole(exported: ExportedGraph, graph: StageGraph) -> Layout:
     return Layout("whole", (stage,), (tuple(s.name for s in graph.stages),))
 
 
+_numbers = itertools.count()
+"""A draft is never overwritten: a session may have it mapped."""
+
 Models = Callable[[Stage], tuple[ir.Model, Mapping[str, int]]]
 """The graph to ship for a stage, with its number of nodes per precision."""
 
@@ -112,7 +120,8 @@ def planned_models(
                 counts[decision.precision] = counts.get(decision.precision, 0) + 1
         if not counts:
             return float_models(stage)
-        return apply_plan(stage, plan, table), counts | {FLOAT: stage.nodes - sum(counts.values())}
+        model = apply_plan(stage, plan, table)
+        return model, counts | {FLOAT: stage.nodes - sum(counts.values())}
 
     return apply
 
@@ -129,7 +138,7 @@ def build(
     layout: Layout,
     models: Models,
     kinds: Sequence[EngineKind],
-    target: str = "cpu",
+    folder: Path,
     *,
     raw: bool = False,
 ) -> Candidate:
@@ -140,21 +149,25 @@ def build(
         layout: The graphs.
         models: Gives the graph to ship for each.
         kinds: What runs each.
-        target: The device.
+        folder: For drafts of the engines.
         raw: Leave the graph as it is, without what its backend would have it prepared with.
 
     Raises:
-        BackendError: A backend refuses a graph; the message names the node.
+        BackendError: A backend cannot write a graph as an engine, or there is no room for it.
     """
     entries: list[EngineEntry] = []
-    files: dict[str, bytes] = {}
+    files: dict[str, Path] = {}
+    size = 0
     total: dict[str, int] = {}
     for stage, covers, kind in zip(layout.stages, layout.covers, kinds, strict=True):
         model, decisions = models(stage)
         backend = get_backend(kind.backend)
-        engine = backend.build(model if raw else prepare(model, kind.preparation), target)
-        path = f"engines/{name}/{stage.name}{engine.suffix}"
-        files[path] = engine.payload
+        path = f"engines/{name}/{stage.name}{backend.suffix}"
+        files[path] = folder / f"{name}-{stage.name}-{next(_numbers)}{backend.suffix}"
+        size += backend.draft(model if raw else prepare(model, kind.preparation), files[path])
+        del model
+        let_go(stage.model)
+        give_back_memory(4 * stage.parameters)
         entries.append(
             EngineEntry(
                 name=stage.name,
@@ -171,13 +184,13 @@ def build(
             total[precision] = total.get(precision, 0) + count
     variant = Variant(
         name=name,
-        target=target,
+        target=TARGET,
         backend="+".join(sorted({k.backend for k in kinds})),
         precision=_precision(total, kinds),
         layout=layout.name,
         engines=tuple(entries),
         decisions=total,
-        size_bytes=sum(map(len, files.values())),
+        size_bytes=size,
     )
     return Candidate(variant, files)
 
@@ -201,36 +214,61 @@ class Workbench:
         self._manifest = manifest
         self._open: list[FusionSession] = []
 
+    def settle(self, models: Sequence[ir.Model]) -> None:
+        """Moves the weights of graphs into one file in the folder, where every draft and session maps them.
+
+        Raises:
+            BackendError: There is no room in the folder.
+        """
+        with room_in(self.folder, "the weights of the model"):
+            move_weights(models, self.folder)
+
     def open(self, candidate: Candidate) -> FusionSession:
         """Returns a session over `candidate`; it is closed with the workbench.
 
         Raises:
-            BackendError: An engine does not open, or there is no room for it in the temporary folder.
+            BackendError: An engine does not open.
         """
-        try:
-            for name, payload in candidate.files.items():
-                path = self.folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(payload)
-        except OSError as error:
-            size = sum(map(len, candidate.files.values()))
-            raise BackendError(
-                f"{self.folder}: no room to try a candidate of {size:,} bytes: {error.strerror or error}.",
-                hint="free some space there, or name another folder in the variable TMPDIR",
-            ) from error
-        session = open_variant(self.folder, self._manifest, candidate.variant, self.threads)
+        drafts = candidate.files
+        engines = tuple(replace(e, file=drafts[e.file].name) for e in candidate.variant.engines)
+        variant = replace(candidate.variant, engines=engines)
+        session = open_variant(self.folder, self._manifest, variant, self.threads)
         self._open.append(session)
         return session
 
     def discard(self, session: FusionSession, candidate: Candidate) -> None:
-        """Closes one session and removes its files."""
+        """Closes one session and removes its drafts."""
         session.close()
         self._open.remove(session)
-        for name in candidate.files:
-            (self.folder / name).unlink(missing_ok=True)
+        for draft in candidate.files.values():
+            remove_mapped(draft)
 
     def close(self) -> None:
         """Closes every session that was opened."""
         for session in self._open:
             session.close()
         self._open = []
+
+    def finish(
+        self, variants: Sequence[Variant], files: Mapping[str, bytes | Path]
+    ) -> tuple[tuple[Variant, ...], dict[str, bytes | Path]]:
+        """Returns the variants and files of a bundle: engines are built from drafts and loaded once as they ship.
+
+        Raises:
+            BackendError: An engine does not load, or there is no room for it in the temporary folder.
+        """
+        finished = dict(files)
+        backends = {engine.file: get_backend(engine.backend) for v in variants for engine in v.engines}
+        for number, (path, backend) in enumerate(backends.items()):
+            draft = files[path]
+            assert isinstance(draft, Path)
+            if draft.suffix == ".onnx":
+                file = self.folder / f"shipped-{number}{backend.suffix}"
+                finished[path] = backend.build(load(draft), TARGET, file).file
+                give_back_memory()
+
+        def size(variant: Variant) -> int:
+            paths = (finished[e.file] for e in variant.engines)
+            return sum(p.stat().st_size if isinstance(p, Path) else len(p) for p in paths)
+
+        return tuple(replace(v, size_bytes=size(v)) for v in variants), finished

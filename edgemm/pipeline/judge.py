@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgemm.graph import serialize
+from edgemm.graph import size
 from edgemm.pipeline.candidates import WHOLE, Layout, as_whole
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.race import Track
@@ -94,4 +94,4 @@ class SizeJudge(Judge):
         return sum(self._megabytes(plan, stage.name) for stage in self.layout.stages)
 
     def _megabytes(self, plan: QuantPlan, graph: str) -> float:
-        return len(serialize(self.model(plan, graph))) / 1e6
+        return size(self.model(plan, graph)) / 1e6

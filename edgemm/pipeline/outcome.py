@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from edgemm.bundle import Variant
@@ -29,13 +30,13 @@ class Outcome:
 
     Attributes:
         variants: The shipped ones, the preferred one first, then a refused one.
-        files: Path in the bundle -> bytes.
+        files: Path in the bundle -> bytes, or the draft of an engine.
         latency: Variant name -> `{float_ms, variant_ms, ratio, ...}`; measured, so different in every run.
         precision: Stage name -> what runs there, for people: `"int8"`, `"int8, 2 float"`, `"float"`.
     """
 
     variants: tuple[Variant, ...]
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes | Path]
     latency: Mapping[str, Any]
     precision: Mapping[str, str]
 
@@ -76,7 +77,7 @@ def assemble(
     """
     target, chosen = recipe.target, shipped[0]
     variants: list[Variant] = []
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes | Path] = {}
     latency: dict[str, Any] = {}
     for number, judged in enumerate(shipped):
         name = f"{target}-{judged.candidate.variant.precision}" + ("-onnxruntime" if number else "")

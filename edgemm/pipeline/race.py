@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ import onnx_ir as ir
 
 from edgemm.backends.registry import get_backend
 from edgemm.errors import BackendError
+from edgemm.graph import let_go, remove_mapped
+from edgemm.memory import give_back_memory
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.candidates import WHOLE
 from edgemm.pipeline.engines import EngineKind
@@ -31,7 +33,12 @@ SECONDS = 0.16
 """Time of one comparison, without the rests."""
 
 _ROUNDS = 7
+_FEW_ROUNDS = 3
+_SLOW = 0.01
+"""Seconds of one run from which on few rounds are enough: the noise is small beside it."""
+
 _MAX_BLOCK = 40
+_numbers = itertools.count()
 _REST = 0.05
 """Seconds until the threads of a session that may spin have gone to sleep."""
 
@@ -54,7 +61,6 @@ class Track:
     threads: int
     alone: bool
     _reference: EngineSession | None = None
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def open(self, model: ir.Model, kind: EngineKind) -> EngineSession:
         """Returns a session on `model` as it would ship.
@@ -62,15 +68,16 @@ class Track:
         Raises:
             BackendError: The backend cannot run it.
         """
-        payload = build_payload(model, kind)
-        path = self.folder / f"race-{next(self._numbers)}{payload[1]}"
-        path.write_bytes(payload[0])
+        backend = get_backend(kind.backend)
+        path = self.folder / f"race-{next(_numbers)}{backend.suffix}"
         threads = kind.threads if kind.threads is not None else self.threads
         options = SessionOptions(threads=threads, spinning=self.alone, precision=kind.precision)
         try:
+            backend.draft(prepare(model, kind.preparation), path)
+            self._give_back()
             return session_class(kind.backend)(path, options)
         finally:
-            path.unlink(missing_ok=True)
+            remove_mapped(path)
 
     def ratio(self, model: ir.Model, kind: EngineKind) -> float | None:
         """Returns the time of `model` on `kind` over that of the float graph on ONNX Runtime, or None.
@@ -89,6 +96,7 @@ class Track:
             return None
         finally:
             other.close()
+            self._give_back()
         return taken / reference
 
     def milliseconds(self, one: ir.Model, other: ir.Model, kind: EngineKind) -> tuple[float, float]:
@@ -103,6 +111,7 @@ class Track:
         finally:
             first.close()
             second.close()
+            self._give_back()
         return a * 1e3, b * 1e3
 
     def compare(self, a: EngineSession, b: EngineSession, seconds: float = SECONDS) -> tuple[float, float]:
@@ -114,9 +123,11 @@ class Track:
         sessions = (a, b)
         for session in sessions:
             session.run(self.feeds[0])
-        blocks = [_block(session, self.feeds[0], seconds / _ROUNDS / 2) for session in sessions]
-        medians = np.empty((_ROUNDS, 2))
-        for number in range(_ROUNDS):
+        runs = [_seconds(session, self.feeds[0]) for session in sessions]
+        rounds = _ROUNDS if min(runs) < _SLOW else _FEW_ROUNDS
+        blocks = [int(np.clip(seconds / rounds / 2 / run, 2, _MAX_BLOCK)) for run in runs]
+        medians = np.empty((rounds, 2))
+        for number in range(rounds):
             for which in ((0, 1), (1, 0))[number % 2]:
                 if self.alone:
                     time.sleep(_REST)
@@ -135,6 +146,10 @@ class Track:
             times.append(time.perf_counter() - start)
         return float(np.median(times))
 
+    def _give_back(self) -> None:
+        let_go(self.stage.model)
+        give_back_memory(4 * self.stage.parameters)
+
     def reference_ms(self) -> float:
         """Returns the median latency of the float graph on ONNX Runtime in milliseconds."""
         if self._reference is None:
@@ -146,16 +161,6 @@ class Track:
         if self._reference is not None:
             self._reference.close()
             self._reference = None
-
-
-def build_payload(model: ir.Model, kind: EngineKind) -> tuple[bytes, str]:
-    """Returns the engine file of `model` for `kind`, prepared for its backend, with its suffix.
-
-    Raises:
-        BackendError: The backend cannot run it.
-    """
-    engine = get_backend(kind.backend).build(prepare(model, kind.preparation), "cpu")
-    return engine.payload, engine.suffix
 
 
 def stage_feeds(graph: StageGraph, io: IOSpec, samples: Sequence[Feed]) -> dict[str, list[Feed]]:
@@ -182,7 +187,7 @@ def _filled(feed: Feed, io: IOSpec) -> Feed:
     return {n: np.repeat(v, io.batch // len(v), axis=0) if v.ndim else v for n, v in feed.items()}
 
 
-def _block(session: EngineSession, feed: Feed, seconds: float) -> int:
+def _seconds(session: EngineSession, feed: Feed) -> float:
     start = time.perf_counter()
     session.run(feed)
-    return int(np.clip(seconds / max(time.perf_counter() - start, 1e-6), 2, _MAX_BLOCK))
+    return max(time.perf_counter() - start, 1e-6)

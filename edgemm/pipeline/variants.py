@@ -74,7 +74,8 @@ class Contest:
             QuantizationError: int8 was demanded and cannot be had within the budget.
         """
         with self.clock("build"):
-            self._enter(make.build(BASELINE, self.baseline, make.float_models, (EngineKind(),), raw=True))
+            folder = self.bench.folder
+            self._enter(make.build(BASELINE, self.baseline, make.float_models, (EngineKind(),), folder, raw=True))
         kinds = self._kinds()
         with self.clock("race"):
             self._open_tracks()
@@ -344,7 +345,8 @@ class Contest:
                 table, weights = proposal.mended.table, proposal.mended.weights
             models = make.planned_models(proposal.plan, table, proposal.layout, weights)
         with self.clock("build"):
-            return self._enter(make.build(proposal.name, proposal.layout, models, proposal.kinds))
+            folder = self.bench.folder
+            return self._enter(make.build(proposal.name, proposal.layout, models, proposal.kinds, folder))
 
     def _time(self, candidates: Sequence[Candidate]) -> dict[str, Timing]:
         samples = self.splits.evaluation if self.splits.evaluation is not None else self.splits.any

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from edgemm.data import Samples, Subset
-from edgemm.graph import digest
+from edgemm.graph import digest, let_go
+from edgemm.memory import give_back_memory
 from edgemm.metrics import Metric, choose_output, collect_labels, collect_outputs, numeric_parts, score
 from edgemm.partition import StageGraph
 from edgemm.quant.apply import apply_plan
@@ -19,7 +20,7 @@ from edgemm.quant.search import Accuracy
 from edgemm.quant.table import CalibrationTable
 from edgemm.tensors import Feed, IOSpec
 
-OPEN_BYTES = 200 * 2**20
+OPEN_BYTES = 64 * 2**20
 """Weights of planned forms of stages that stay open; at least one form of each stage does."""
 
 ERROR_SAMPLES = 32
@@ -169,6 +170,9 @@ class ChainMeasure:
                 self._make_room(4 * stage.parameters)
                 self._sizes[key] = 4 * stage.parameters
             self._open[key] = OpenStage.open(name, model)
+            del model
+            let_go(stage.model)
+            give_back_memory(4 * stage.parameters)
         return self._open[key]
 
     def _make_room(self, size: int) -> None:

@@ -7,6 +7,7 @@ so that a device needs no onnx package.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from mmap import mmap
 
 from edgemm.errors import BackendError
 from edgemm.tensors import Dim, TensorSpec
@@ -31,7 +32,7 @@ _GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def read_signature(model: bytes, engine: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def read_signature(model: bytes | mmap, engine: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Returns the inputs (without initializers) and outputs of an ONNX model.
 
     A size without a name gets the name `NAME:AXIS`.

@@ -7,6 +7,7 @@ with dynamic shapes for all others.
 
 from __future__ import annotations
 
+import mmap
 import re
 import sys
 import threading
@@ -71,14 +72,7 @@ class OpenVinoSession:
             MissingExtraError: openvino is not installed.
         """
         self.name = Path(engine).name
-        try:
-            data = Path(engine).read_bytes()
-        except OSError as error:
-            raise BackendError(
-                f"engine '{self.name}' cannot be read: {error.strerror or error}.",
-                hint="is it there?",
-            ) from error
-        self._compiler: _Compiler | None = _Compiler(data, options, self.name)
+        self._compiler: _Compiler | None = _Compiler(Path(engine), options, self.name)
         self.inputs, self.outputs = self._compiler.inputs, self._compiler.outputs
         self._names = tuple(i.name for i in self.inputs)
         self._wide = tuple(i.name for i in self.inputs if i.dtype in _WIDE)
@@ -169,14 +163,14 @@ class _Lane:
 class _Compiler:
     """The model as OpenVINO read it, and what was compiled from it."""
 
-    def __init__(self, model: bytes, options: SessionOptions, name: str) -> None:
+    def __init__(self, model: Path, options: SessionOptions, name: str) -> None:
         self._name = name
         self._openvino = _import_openvino("run this engine")
         self.version = str(self._openvino.__version__).partition("-")[0]
         self._core = self._openvino.Core()
         self._settings = self._checked(options)
-        self.inputs, self.outputs = read_signature(model, name)
-        self._model = self._try(lambda: self._core.read_model(model))
+        self.inputs, self.outputs = _signature(model, name)
+        self._model = self._try(lambda: self._core.read_model(str(model)))
         self._check_ports(self._model.inputs, self.inputs)
         self._check_ports(self._model.outputs, self.outputs)
         self._symbolic = any(isinstance(d, str) for i in self.inputs for d in i.shape)
@@ -261,7 +255,25 @@ class _Compiler:
             ) from error
 
 
-def compile_onnx(model: bytes, options: SessionOptions, name: str) -> str:
+def _signature(model: Path, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Returns the inputs and outputs of an ONNX file. It is mapped, not read.
+
+    Raises:
+        BackendError: It cannot be read, or is no ONNX file.
+    """
+    try:
+        with model.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BackendError(
+            f"engine '{name}' cannot be read: {reason or error}.",
+            hint="is it there?",
+        ) from error
+    return read_signature(content, name)
+
+
+def compile_onnx(model: Path, options: SessionOptions, name: str) -> str:
     """Compiles an ONNX model once, with dynamic shapes where it has them, and returns OpenVINO's version.
 
     Raises:

@@ -235,7 +235,7 @@ def test_full_temporary_folder(heavy: Path, tmp_path: Path) -> None:
     with small_disk(scratch, "size=32k") as prefix:
         done = run(prefix, heavy, "-o", tmp_path / "out.edgemm", TMPDIR=str(scratch))
     assert done.returncode == 1, done.stderr
-    assert "no room to try a candidate of 1,0" in done.stderr
+    assert "no room for " in done.stderr
     assert "TMPDIR" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out.edgemm").exists()

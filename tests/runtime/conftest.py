@@ -56,9 +56,9 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         )
         files, stages, entries = {}, [], []
         for name, model in models.items():
-            engine = get_backend(backend).build(model, "cpu")
-            file = f"engines/cpu-fp32/{name}{engine.suffix}"
-            files[file] = engine.payload
+            builder = get_backend(backend)
+            file = f"engines/cpu-fp32/{name}{builder.suffix}"
+            files[file] = builder.build(model, "cpu", tmp_path / f"engine{builder.suffix}").file.read_bytes()
             ins, outs = specs_of(model.graph.inputs), specs_of(model.graph.outputs)
             stages.append(StageEntry(name, (name,), "encoder", ins, outs, len(list(model.graph)), 0))
             entry_io = tuple(i.name for i in ins), tuple(o.name for o in outs)
