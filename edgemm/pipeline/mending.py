@@ -10,13 +10,18 @@ import numpy as np
 from edgemm.data import Samples
 from edgemm.partition import StageGraph
 from edgemm.quant.measure import ChainMeasure
-from edgemm.quant.plan import QuantPlan
+from edgemm.quant.plan import FLOAT, QuantPlan
 from edgemm.quant.repairs import METHODS, REPAIRS, repairs
 from edgemm.quant.table import CalibrationTable
+from edgemm.quant.tensors import constant_array, named_nodes
 from edgemm.tensors import IOSpec
 
 PAYS = 0.95
 """Output error after a repair over that before it which counts as a gain."""
+
+
+MOST_ROUNDED = 2_000_000
+"""Integer weights beyond which rounding for the layer's output is left out: its time grows with the cube of a side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ def mend(
     for name in METHODS:
         if late():
             break
+        if name == "round" and _integer_weights(state) > MOST_ROUNDED:
+            continue
         found = _apply(state, name, samples, io)
         if found is None:
             continue
@@ -86,6 +93,18 @@ def on_mended(measure: ChainMeasure, mended: Mended) -> ChainMeasure:
         _sizes={},
         _context="",
     )
+
+
+def _integer_weights(state: Mended) -> int:
+    """Returns how many weights the plan makes integer."""
+    total = 0
+    for stage in state.stages.stages:
+        nodes = named_nodes(stage.model.graph)
+        for decision in state.plan.stage(stage.name):
+            if decision.precision != FLOAT and decision.node in nodes:
+                arrays = [constant_array(v) for v in nodes[decision.node].inputs]
+                total += max((a.size for a in arrays if a is not None), default=0)
+    return total
 
 
 def _apply(state: Mended, name: str, samples: Samples, io: IOSpec) -> Mended | None:
