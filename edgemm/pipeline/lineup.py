@@ -98,6 +98,7 @@ def race_floats(layout: Layout, tracks: Mapping[str, Track], kinds: Sequence[Eng
         for kind in kinds if len(kinds) > 1 else ():
             if (ratio := track.ratio(stage.model, kind)) is not None:
                 lane.ratios[NONE, kind] = ratio
+        track.close()
         lanes[stage.name] = lane
     return LineUp(layout, lanes)
 
@@ -136,9 +137,10 @@ def race_forms(
                     lane.ratios[form, kind] = found
         best = lane.best(forms, anything)
         model = models(name, best[0]) if best is not None else None
-        if best is None or model is None:
-            continue
-        for other in floats:
+        for other in floats if best is not None and model is not None else ():
+            assert best is not None
+            assert model is not None
             same = (other.backend, other.precision) == (best[1].backend, best[1].precision)
             if same and other != best[1] and (found := tracks[name].ratio(model, other)) is not None:
                 lane.ratios[best[0], other] = found
+        tracks[name].close()

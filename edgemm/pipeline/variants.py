@@ -75,7 +75,7 @@ class Contest:
         """
         with self.clock("build"):
             folder = self.bench.folder
-            self._enter(make.build(BASELINE, self.baseline, make.float_models, (EngineKind(),), folder, raw=True))
+            baseline = make.build(BASELINE, self.baseline, make.float_models, (EngineKind(),), folder, raw=True)
         kinds = self._kinds()
         with self.clock("race"):
             self._open_tracks()
@@ -86,6 +86,7 @@ class Contest:
         for track in self.tracks.values():
             track.close()
         with self.clock("verify"):
+            self._enter(baseline)  # not before: the races need the memory
             self._make_scorers()
             chosen, refused, others = self._choose(points, self._floats())
         return assemble(self.recipe, self.stages, self.lineups, self.integers, [chosen, *others], refused)
