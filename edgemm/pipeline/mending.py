@@ -21,7 +21,7 @@ PAYS = 0.95
 
 
 MOST_ROUNDED = 2_000_000
-"""Integer weights beyond which rounding for the layer's output is left out: its time grows with the cube of a side."""
+"""Integer weights beyond which rounding is left out: its time grows with the cube of a side."""
 
 
 @dataclass(frozen=True, slots=True)
