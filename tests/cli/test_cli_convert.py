@@ -366,5 +366,5 @@ def test_int8_that_cannot_be(fails: Callable[..., str], onnx_file: Callable[...,
     joined (float[batch,4] image, float[batch,3] gyro) => (float[batch,7] y)
     {{ y = Concat<axis=1>(image, gyro) }}""")
     said = fails(joined, "--precision", "int8", "--calib", npz(image=IMAGE, gyro=GYRO))
-    assert "int8 was demanded and nothing can be int8: no Conv, Gemm or MatMul" in said
+    assert "int8 was demanded and cannot ship: nothing stays int8: no Conv, Gemm or MatMul" in said
     assert "--precision auto" in said
