@@ -149,6 +149,7 @@ def test_onnxruntime_quantization_from_float_to_row(trained_folder, tmp_path):
     assert made.versions["onnxruntime"]
     assert made.size is not None
     assert made.size < task.model.stat().st_size
+    assert made.note == ""
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     produced = {

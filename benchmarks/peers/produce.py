@@ -111,6 +111,8 @@ def convert(task: Task, peer: Peer, folder: Path, limits: Limits) -> Produced:
     produced = replace(produced, lines=count_lines(peer.path), versions=versions)
     if produced.failure:
         return produced
+    told = [line for line in (folder / "stdout.txt").read_text().splitlines() if line.startswith("note: ")]
+    produced = replace(produced, note="; ".join(line.removeprefix("note: ") for line in told))
     found = [p for p in (*folder.glob("model.xml"), *folder.glob("**/model.onnx")) if p.is_file()]
     if not found:
         return replace(produced, failure="no model was written")

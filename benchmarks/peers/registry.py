@@ -15,7 +15,7 @@ class Peer:
 
     Attributes:
         script: File in `scripts/`, called as `python SCRIPT model.onnx calib.npz out_folder *arguments`; it writes
-            `model.onnx` or `model.xml` to the folder.
+            `model.onnx` or `model.xml` to the folder. Lines that it prints after `note: ` stand in the table.
         environment: Name of its requirements in `requirements/`, or None where this environment has all it needs.
         arguments: What follows on the command line.
         packages: Distributions whose versions are kept with the results.

@@ -1,4 +1,7 @@
-"""nvidia-modelopt on ONNX: int8 Q/DQ calibrated on the CPU; what is not quantized stays float32."""
+"""nvidia-modelopt on ONNX: int8 Q/DQ calibrated on the CPU; what is not quantized stays float32.
+
+Weights are stored as int8.
+"""
 
 # ruff: noqa: D101, D102
 
@@ -35,5 +38,6 @@ quantize(
     calibration_method="entropy",
     calibration_eps=["cpu"],
     high_precision_dtype="fp32",
+    dq_only=True,
     output_path=f"{out}/model.onnx",
 )

@@ -28,7 +28,11 @@ class Reader(CalibrationDataReader):
 
 
 prepared = f"{out}/prepared.onnx"
-quant_pre_process(model, prepared)
+try:
+    quant_pre_process(model, prepared)
+except Exception as error:
+    print(f"note: without symbolic shape inference, which fails ({error})")
+    quant_pre_process(model, prepared, skip_symbolic_shape=True)
 quantize_static(
     prepared,
     f"{out}/model.onnx",
