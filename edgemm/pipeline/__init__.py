@@ -219,4 +219,6 @@ def _recipe_json(recipe: Recipe) -> bytes:
     data["data"]["calib"], data["data"]["eval"] = name(data["data"]["calib"]), name(data["data"]["eval"])
     data["evaluate"]["metric"] = name(data["evaluate"]["metric"])
     data["quantize"]["plan"] = name(data["quantize"]["plan"])
+    for section in data["inputs"].values():
+        section["blank"] = name(section["blank"])
     return json.dumps(data, indent=1).encode() + b"\n"
