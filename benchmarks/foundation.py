@@ -9,15 +9,12 @@ what torch.onnx.export(dynamo=True) writes (or the .onnx file itself) in one ses
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fixtures import FIXTURES, Fixture, build
+from benchmarks.driver import run
+from benchmarks.fixtures import Fixture, build
 from edgemm.data import make_feed, open_samples
 from edgemm.export.factory import call_factory
-from edgemm.pipeline.provenance import measured_here, tool_versions
 from edgemm.pipeline.timing import latency_feeds, time_sessions
 from edgemm.runtime import open_session
 from edgemm.runtime.latency import ratio
@@ -195,25 +192,5 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"geometric mean of the latency ratio over {len(ratios)}: {np.exp(np.mean(np.log(ratios))):.2f}")
 
 
-def main() -> None:
-    """Measures the named fixtures and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIXTURES))
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of each latency measurement")
-    parser.add_argument("--json", type=Path, help="where to keep the results")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rows = []
-    for name in options.names or FIXTURES:
-        rows.append(row(name, options.seconds))
-        show(rows[-1:])
-    print()
-    show(rows)
-    if options.json:
-        record: Mapping[str, Any] = {**measured_here(0), "tools": tool_versions(), "fixtures": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, row, show, seconds=10.0)

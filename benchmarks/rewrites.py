@@ -9,13 +9,9 @@ largest absolute one of any output over those samples.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +20,13 @@ import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fixtures import FIXTURES, Fixture, build
+from benchmarks.driver import run
+from benchmarks.fixtures import Fixture, build
 from edgemm import graph
 from edgemm.data import open_samples
 from edgemm.export.model import ModelSource, load_model
 from edgemm.export.torch_onnx import ExportRequest, export_model
 from edgemm.graph import ExportedGraph
-from edgemm.pipeline.provenance import measured_here, tool_versions
 from edgemm.pipeline.timing import latency_feeds, time_sessions
 from edgemm.rewrite import rewrite
 from edgemm.rewrite.prepare import prepare
@@ -143,25 +139,5 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"geometric mean, prepared, {threads} thread(s): {np.exp(np.mean(np.log(ratios))):.3f}")
 
 
-def main() -> None:
-    """Measures the named fixtures and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIXTURES))
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of each latency measurement")
-    parser.add_argument("--json", type=Path, help="where to keep the results")
-    given = parser.parse_args()
-    warnings.simplefilter("ignore")
-    rows = []
-    for name in given.names or FIXTURES:
-        rows.append(row(name, given.seconds))
-        show(rows[-1:])
-    print()
-    show(rows)
-    if given.json:
-        record = {**measured_here(0), "tools": tool_versions(), "fixtures": rows}
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(record, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, row, show, seconds=6.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -197,3 +198,14 @@ def partition_and_compare(graph: ExportedGraph, *feeds: Feed) -> StageGraph:
         for name, expected in whole.items():
             np.testing.assert_allclose(chained[name], expected, rtol=2e-6, atol=2e-6, err_msg=name)
     return stage_graph
+
+
+def write_model_with_outside_weight(path: Path) -> None:
+    """Writes `y = x + w` to `path`, in a folder that it makes, with `w` in the file `secret` outside of it."""
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[n,2] x) => (float[n,2] y) { y = Add(x, w) }'
+    model = onnx.parser.parse_model(text)
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="../secret")
+    model.graph.initializer.append(weight)
+    path.parent.mkdir()
+    path.write_bytes(model.SerializeToString())

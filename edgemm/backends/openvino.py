@@ -5,64 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import onnx_ir as ir
-
-from edgemm.backends.base import Engine
-from edgemm.backends.payload import count_operators, draft_onnx, name_culprits, write_onnx
-from edgemm.errors import BackendError, did_you_mean
+from edgemm.backends.payload import OnnxFileBackend
 from edgemm.runtime.openvino import compile_onnx
 from edgemm.runtime.session import SessionOptions
 
-TARGETS = ("cpu",)
-"""What this backend builds for."""
 
-_UNSUPPORTED = "run this model, or this stage of it, on the onnxruntime backend"
-_OPERATOR = re.compile(r"(?<=[ ,.])([A-Z]\w*)(?=-\d|[,\s]|$)")
-
-
-class OpenVinoBackend:
+class OpenVinoBackend(OnnxFileBackend):
     """The payload is the graph itself; OpenVINO compiles it when the engine opens."""
 
     name = "openvino"
-    suffix = ".onnx"
+    title = "OpenVINO"
+    unsupported = "run this model, or this stage of it, on the onnxruntime backend"
+    operator = re.compile(r"(?<=[ ,.])([A-Z]\w*)(?=-\d|[,\s]|$)")
 
-    def build(self, model: ir.Model, target: str, file: Path) -> Engine:
-        """Returns `model` as an ONNX file that OpenVINO has compiled on this machine.
-
-        Weights in external data files are taken into the file. `model` is not changed.
+    def prove(self, file: Path, name: str) -> str:
+        """Compiles an engine once and returns OpenVINO's version.
 
         Raises:
-            BackendError: Unknown target, over 2 GB, or an operator that OpenVINO cannot run (named with its node).
+            BackendError: It does not compile.
             MissingExtraError: openvino is not installed.
         """
-        if target not in TARGETS:
-            raise BackendError(
-                f"OpenVINO engines are not built for '{target}' (targets: {', '.join(TARGETS)}).",
-                hint=did_you_mean(target, TARGETS, "use --target cpu"),
-            )
-        size = write_onnx(model, file)
-        try:
-            version = compile_onnx(file, SessionOptions(threads=1), model.graph.name or "model")
-        except BackendError as error:
-            culprits = name_culprits(model, str(error), _OPERATOR)
-            raise BackendError(f"{error}{culprits}", hint=_UNSUPPORTED) from error
-        operators = count_operators(model)
-        return Engine(
-            self.name,
-            file,
-            {
-                "openvino": version,
-                "target": target,
-                "bytes": size,
-                "nodes": sum(operators.values()),
-                "operators": operators,
-            },
-        )
-
-    def draft(self, model: ir.Model, file: Path) -> int:
-        """Writes `model` as an ONNX file whose large weights lie beside it, and returns the size of the whole.
-
-        Raises:
-            BackendError: Over 2 GB.
-        """
-        return draft_onnx(model, file)
+        return compile_onnx(file, SessionOptions(threads=1), name)

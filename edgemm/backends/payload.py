@@ -3,64 +3,101 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from edgemm import graph
-from edgemm.errors import BackendError
+from edgemm.backends.base import Engine
+from edgemm.errors import BackendError, did_you_mean
 
 MAX_BYTES = 2**31 - 1
 """Largest ONNX file: protobuf's limit."""
 
 
-def write_onnx(model: ir.Model, file: Path) -> int:
-    """Writes `model` as one ONNX file and returns its size in bytes; weights in other files are taken in.
+TARGETS = ("cpu",)
+"""What engines that are ONNX files are built for."""
 
-    Raises:
-        BackendError: It would be over 2 GB, or there is no room for it.
+
+class OnnxFileBackend(ABC):
+    """A backend whose engines are ONNX files; a subclass says what loads them.
+
+    Attributes:
+        name: Registry name.
+        suffix: Of engine files.
+        title: What people call the runtime.
+        unsupported: Hint for a graph that it refuses.
+        operator: Finds an operator's type in what it says, as its last group.
     """
-    size = _checked_size(model)
-    with room_in(file.parent, f"an engine of {size:,} bytes"), file.open("wb") as stream:
-        graph.write(model, stream)
-    return size
 
+    name: ClassVar[str]
+    suffix: ClassVar[str] = ".onnx"
+    title: ClassVar[str]
+    unsupported: ClassVar[str]
+    operator: ClassVar[re.Pattern[str]]
 
-def draft_onnx(model: ir.Model, file: Path) -> int:
-    """Writes `model` as an ONNX file with weights beside it and returns the size that it would have as one file.
+    @abstractmethod
+    def prove(self, file: Path, name: str) -> str:
+        """Loads the engine `file` of the graph `name` once and returns the runtime's version."""
 
-    Raises:
-        BackendError: That would be over 2 GB, or there is no room for it.
-    """
-    size = _checked_size(model)
-    with room_in(file.parent, f"an engine of {size:,} bytes"):
-        graph.write_mapped(model, file)
-    return size
+    def build(self, model: ir.Model, target: str, file: Path) -> Engine:
+        """Returns `model` as an ONNX file that was loaded on this machine.
 
+        Weights in external data files are taken into the file. `model` is not changed.
 
-def count_operators(model: ir.Model) -> dict[str, int]:
-    """Returns operator -> number of nodes, sorted by name."""
-    operators: dict[str, int] = {}
-    for node in model.graph.all_nodes():
-        operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    return dict(sorted(operators.items()))
+        Raises:
+            BackendError: Unknown target, over 2 GB, no room, or an operator that the runtime lacks (named with its
+                node).
+            MissingExtraError: The runtime is not installed.
+        """
+        if target not in TARGETS:
+            raise BackendError(
+                f"{self.title} engines are not built for '{target}' (targets: {', '.join(TARGETS)}).",
+                hint=did_you_mean(target, TARGETS, "use --target cpu"),
+            )
+        size = _checked_size(model)
+        with room_in(file.parent, f"an engine of {size:,} bytes"), file.open("wb") as stream:
+            graph.write(model, stream)
+        try:
+            version = self.prove(file, model.graph.name or "model")
+        except BackendError as error:
+            raise BackendError(f"{error}{self._culprits(model, str(error))}", hint=self.unsupported) from error
+        operators = Counter(node.op_type for node in model.graph.all_nodes())
+        return Engine(
+            self.name,
+            file,
+            {
+                self.name: version,
+                "target": target,
+                "bytes": size,
+                "nodes": operators.total(),
+                "operators": dict(sorted(operators.items())),
+            },
+        )
 
+    def draft(self, model: ir.Model, file: Path) -> int:
+        """Writes `model` as an ONNX file whose large weights lie beside it, and returns the size of the whole.
 
-def name_culprits(model: ir.Model, message: str, operators: re.Pattern[str]) -> str:
-    """Returns the names of the nodes whose operator `message` mentions, when it names none itself.
+        Raises:
+            BackendError: That would be over 2 GB, or there is no room for it.
+        """
+        size = _checked_size(model)
+        with room_in(file.parent, f"an engine of {size:,} bytes"):
+            graph.write_mapped(model, file)
+        return size
 
-    Args:
-        model: The graph that was refused.
-        message: What the runtime said.
-        operators: Finds an operator's type in `message`, as its last group.
-    """
-    types = {match[match.re.groups] for match in operators.finditer(message)}
-    names = [n.name or f"unnamed {n.op_type}" for n in model.graph.all_nodes() if n.op_type in types]
-    if not names or any(name in message for name in names):
-        return ""
-    return f" (nodes: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    def _culprits(self, model: ir.Model, message: str) -> str:
+        """Returns the names of the nodes whose operator `message` mentions, when it names none itself."""
+        types = {match[self.operator.groups] for match in self.operator.finditer(message)}
+        names = [n.name or f"unnamed {n.op_type}" for n in model.graph.all_nodes() if n.op_type in types]
+        if not names or any(name in message for name in names):
+            return ""
+        return f" (nodes: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _checked_size(model: ir.Model) -> int:

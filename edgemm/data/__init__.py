@@ -21,6 +21,8 @@ from edgemm.data.samples import (
     names_of,
     split,
     split_in_order,
+    spread,
+    thinned,
 )
 from edgemm.data.sources import open_samples
 from edgemm.data.synthetic import checked_sizes, random_feed
@@ -51,5 +53,7 @@ __all__ = [
     "random_feed",
     "split",
     "split_in_order",
+    "spread",
+    "thinned",
     "with_blanks",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.data.samples import Sample, Samples, digest_of, locate, names_of, origin_of
+from edgemm.data.samples import Sample, Samples, digest_of, locate, names_of, origin_of, spread
 from edgemm.errors import DataError, did_you_mean
 from edgemm.tensors import IOSpec
 
@@ -272,7 +272,7 @@ def _load(name: str, path: str, samples: Samples) -> np.ndarray:
 
 def _means(samples: Samples, names: list[str]) -> dict[str, np.ndarray]:
     """Returns the mean row of each array, or one number for an array whose rows differ in shape."""
-    taken = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MEAN_SAMPLES)).round().astype(int))
+    taken = spread(len(samples), MEAN_SAMPLES)
     sums: dict[str, np.ndarray] = {}
     totals = {name: [0.0, 0] for name in names}
     even = dict.fromkeys(names, True)

@@ -84,6 +84,18 @@ class Subset:
         return locate(self.source, self.indices[index])
 
 
+def spread(count: int, most: int) -> tuple[int, ...]:
+    """Returns at most `most` of `count` indices, ascending and evenly spread."""
+    if count <= most:
+        return tuple(range(count))
+    return tuple(int(i) for i in np.linspace(0, count - 1, most).round())
+
+
+def thinned(samples: Samples, most: int) -> Subset:
+    """Returns at most `most` of the samples, evenly spread."""
+    return Subset(samples, spread(len(samples), most))
+
+
 def origin_of(samples: Samples) -> str:
     """Returns what messages call these samples: the source's own origin, else `"the data"`."""
     return str(getattr(samples, "origin", "the data"))

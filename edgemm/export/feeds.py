@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemm.data import Samples
+from edgemm.data import spread as evenly
 from edgemm.errors import DataError
 from edgemm.tensors import BATCH, Dim, TensorSpec
 
@@ -84,10 +85,7 @@ def _resize(array: np.ndarray, shape: Sequence[Dim], goal: Mapping[str, int]) ->
 
 def spread(samples: Samples | None, most: int = MOST_SAMPLES) -> tuple[int, ...]:
     """Returns the indices of at most `most` samples, evenly spread over all of them."""
-    count = len(samples) if samples is not None else 0
-    if count <= most:
-        return tuple(range(count))
-    return tuple(int(i) for i in np.linspace(0, count - 1, most).round())
+    return evenly(len(samples) if samples is not None else 0, most)
 
 
 def cast_row(spec_dtype: str, row: np.ndarray) -> np.ndarray:

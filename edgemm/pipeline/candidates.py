@@ -72,6 +72,14 @@ class Layout:
     stages: tuple[Stage, ...]
     covers: tuple[tuple[str, ...], ...]
 
+    def graph_of(self, stage: str) -> Stage:
+        """Returns the graph that covers one of the model's stages."""
+        return next(g for g, covers in zip(self.stages, self.covers, strict=True) if stage in covers)
+
+    def covered_by(self, graph: str) -> tuple[str, ...]:
+        """Returns the model's stages in one graph."""
+        return next(covers for g, covers in zip(self.stages, self.covers, strict=True) if g.name == graph)
+
 
 def staged(graph: StageGraph) -> Layout:
     """Returns the layout of one engine per stage."""

@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-import numpy as np
 import onnx_ir as ir
 
-from edgemm.data import Blank, BlankValues, Samples, Subset, blank_twins, blank_values, with_blanks
+from edgemm.data import Blank, BlankValues, Samples, blank_twins, blank_values, thinned, with_blanks
 from edgemm.partition import StageGraph
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.judge import Judge, SizeJudge
@@ -62,13 +62,7 @@ def limits_of(recipe: Recipe, io: IOSpec) -> Limits:
     )
 
 
-def blanks_of(recipe: Recipe, io: IOSpec, samples: Samples) -> BlankValues:
-    """Returns what a silent modality looks like; means are taken over `samples`."""
-    blanks = {n: Blank.parse(i.blank) for n, i in recipe.inputs.items() if i.blank is not None}
-    return blank_values(io, samples, blanks, recipe.data.seed)
-
-
-@dataclass(slots=True)
+@dataclass
 class Integers:
     """Finds the plans of one model. `find` is the story; the fields below `clock` are what it came to.
 
@@ -149,10 +143,25 @@ class Integers:
         """Returns the samples with one modality blank each, where the budget covers blanks."""
         if self.recipe.data.blank_share == 0:
             return {}
-        assert self.splits.calibration is not None
         if len(samples) > BLANKS and not self.io.states:
-            samples = Subset(samples, tuple(np.linspace(0, len(samples) - 1, BLANKS).round().astype(int).tolist()))
-        return blank_twins(samples, self.io, blanks_of(self.recipe, self.io, self.splits.calibration))
+            samples = thinned(samples, BLANKS)
+        return blank_twins(samples, self.io, self._blanks)
+
+    @cached_property
+    def _blanks(self) -> BlankValues:
+        """What a silent modality looks like; means are taken over the calibration samples."""
+        assert self.splits.calibration is not None
+        blanks = {n: Blank.parse(i.blank) for n, i in self.recipe.inputs.items() if i.blank is not None}
+        return blank_values(self.io, self.splits.calibration, blanks, self.recipe.data.seed)
+
+    @cached_property
+    def _measure(self) -> ChainMeasure:
+        """Accuracy of plans on the search samples, complete and blank."""
+        samples, label, evaluate = self.splits.search, self.splits.search_label, self.recipe.evaluate
+        assert samples is not None
+        scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
+        twins = self.twins(samples)
+        return ChainMeasure(self.stages, self.io, self._table, samples, scoring, twins, self._results())
 
     @property
     def _table(self) -> CalibrationTable:
@@ -181,8 +190,7 @@ class Integers:
     def _calibrate(self) -> None:
         assert self.splits.calibration is not None
         data, io = self.recipe.data, self.io
-        values = blanks_of(self.recipe, io, self.splits.calibration)
-        samples, blank = with_blanks(self.splits.calibration, io, data.blank_share, data.seed, values)
+        samples, blank = with_blanks(self.splits.calibration, io, data.blank_share, data.seed, self._blanks)
         table = self.table = collect(
             self.stages,
             io,
@@ -204,8 +212,9 @@ class Integers:
         if self.recipe.quantize.plan is not None:
             return {GIVEN: read_plan(self.recipe.quantize.plan, self.stages)}
         forms: dict[str, QuantPlan] = {}
-        for name, setting in self._settings().items():
-            if setting and all(setting != self._settings()[other] for other in forms):
+        settings = self._settings()
+        for name, setting in settings.items():
+            if setting and all(setting != settings[other] for other in forms):
                 forms[name] = self.plan(setting)
         return forms
 
@@ -265,15 +274,9 @@ class Integers:
         return result
 
     def _judge(self, lineup: LineUp, kinds: Mapping[str, EngineKind]) -> Judge:
-        samples, label = self.splits.search, self.splits.search_label
-        assert samples is not None
-        evaluate = self.recipe.evaluate
-        scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
-        results = self._results()
-        measure = ChainMeasure(self.stages, self.io, self._table, samples, scoring, self.twins(samples), results)
         machine = key_of(describe_machine(), self.threads)
         judge = SizeJudge if self._by_size else Judge
-        return judge(measure, lineup.layout, self.tracks, kinds, self._table, machine, results)
+        return judge(self._measure, lineup.layout, self.tracks, kinds, machine)
 
     def _results(self) -> Results:
         known = getattr(self.splits.calibration, "digest", None) is not None
@@ -298,12 +301,12 @@ class Integers:
             point = self._scored(judge.accuracies, mended, {}, best_ms)
             self.result = SearchResult((point,), {}, {}, {}, True, ("the plan that was given",))
             return self._proposals([GIVEN], [(point, mended)] if point.fits else [], best_ms)
-        settings, covers = self._settings(), dict(zip(lineup.lanes, lineup.layout.covers, strict=True))
+        settings = self._settings()
         start = {
             g.name: settings[form][g.name]
             for name, (form, _) in started.forms.items()
             for g in self.groups
-            if g.stage in covers[name] and g.name in settings[form]
+            if g.stage in lineup.layout.covered_by(name) and g.name in settings[form]
         }
         if isinstance(judge, SizeJudge):
             best_ms = judge.total(self.plan(start))

@@ -12,11 +12,10 @@ from edgemm.pipeline.candidates import WHOLE, Layout, as_whole
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.race import Track
 from edgemm.quant.apply import apply_plan
-from edgemm.quant.cache import Results, key_of
+from edgemm.quant.cache import key_of
 from edgemm.quant.measure import ChainMeasure, form_key
 from edgemm.quant.plan import QuantPlan
 from edgemm.quant.search import Accuracy
-from edgemm.quant.table import CalibrationTable
 
 
 @dataclass(slots=True)
@@ -28,18 +27,14 @@ class Judge:
         layout: The layout that is searched.
         tracks: Its graphs, by name.
         kinds: The engine of each graph's integer form, by name.
-        table: Ranges.
         machine: What a latency depends on besides the graph, for the kept results.
-        results: Numbers of earlier runs.
     """
 
     accuracies: ChainMeasure
     layout: Layout
     tracks: Mapping[str, Track]
     kinds: Mapping[str, EngineKind]
-    table: CalibrationTable
     machine: str
-    results: Results
 
     def accuracy(self, plan: QuantPlan) -> Accuracy:
         """Returns the drops on the search samples."""
@@ -51,19 +46,19 @@ class Judge:
 
     def milliseconds(self, plan: QuantPlan, other: QuantPlan, stage: str) -> tuple[float, float]:
         """Returns the latency of the engine that has `stage`, under both plans, interleaved."""
-        graph = next(s.name for s, c in zip(self.layout.stages, self.layout.covers, strict=True) if stage in c)
-        forms = [self._form(p, graph) for p in (plan, other)]
+        graph = self.layout.graph_of(stage).name
+        forms = [key_of(self._keys(p, graph)) for p in (plan, other)]
         key = key_of("ms", self.machine, graph, forms, str(self.kinds[graph]), self.accuracies.context())
-        known = self.results.get(key)
+        known = self.accuracies.results.get(key)
         if known is None:
             models = self.model(plan, graph), self.model(other, graph)
             known = self.tracks[graph].milliseconds(*models, self.kinds[graph])
-            self.results.put(key, known)
+            self.accuracies.results.put(key, known)
         return known[0], known[1]
 
     def model(self, plan: QuantPlan, graph: str) -> ir.Model:
         """Returns one graph of the layout under `plan`."""
-        table = self.table
+        table = self.accuracies.table
         if graph == WHOLE:
             plan, table = as_whole(plan, table)
         stage = next(s for s in self.layout.stages if s.name == graph)
@@ -71,12 +66,10 @@ class Judge:
 
     def integer(self, plan: QuantPlan, graph: str) -> bool:
         """Returns whether `plan` has anything integer in one graph of the layout."""
-        covers = next(c for s, c in zip(self.layout.stages, self.layout.covers, strict=True) if s.name == graph)
-        return any(form_key(plan.stage(name)) for name in covers)
+        return any(self._keys(plan, graph))
 
-    def _form(self, plan: QuantPlan, graph: str) -> str:
-        covers = next(c for s, c in zip(self.layout.stages, self.layout.covers, strict=True) if s.name == graph)
-        return key_of([form_key(plan.stage(name)) for name in covers])
+    def _keys(self, plan: QuantPlan, graph: str) -> list[str]:
+        return [form_key(plan.stage(name)) for name in self.layout.covered_by(graph)]
 
 
 class SizeJudge(Judge):
@@ -86,7 +79,7 @@ class SizeJudge(Judge):
 
     def milliseconds(self, plan: QuantPlan, other: QuantPlan, stage: str) -> tuple[float, float]:
         """Returns the sizes of the graph that has `stage` under both plans, in MB."""
-        graph = next(s.name for s, c in zip(self.layout.stages, self.layout.covers, strict=True) if stage in c)
+        graph = self.layout.graph_of(stage).name
         return self._megabytes(plan, graph), self._megabytes(other, graph)
 
     def total(self, plan: QuantPlan) -> float:

@@ -16,13 +16,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemm.backends.registry import get_backend
+from edgemm.data import spread
 from edgemm.errors import BackendError
 from edgemm.graph import let_go, remove_mapped
 from edgemm.memory import give_back_memory
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.candidates import WHOLE
 from edgemm.pipeline.engines import EngineKind
-from edgemm.quant.chain import Chain
+from edgemm.quant.chain import Chain, filled
 from edgemm.rewrite.prepare import prepare
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import EngineSession, SessionOptions
@@ -170,21 +171,13 @@ def stage_feeds(graph: StageGraph, io: IOSpec, samples: Sequence[Feed]) -> dict[
         BackendError: The float model does not run.
     """
     chain = Chain(graph, io)
-    chosen = np.unique(np.linspace(0, len(samples) - 1, FEEDS).round().astype(int))
     result: dict[str, list[Feed]] = {}
-    for index in chosen:
+    for index in spread(len(samples), FEEDS):
         chain.reset()
-        values = chain.run(_filled(samples[int(index)], io))
+        values = chain.run(filled(samples[index], io))
         for name, inputs in [(WHOLE, io.inputs), *((s.name, s.inputs) for s in graph.stages)]:
             result.setdefault(name, []).append({i.name: np.ascontiguousarray(values[i.name]) for i in inputs})
     return result
-
-
-def _filled(feed: Feed, io: IOSpec) -> Feed:
-    """Returns one sample as the raw graph takes it: repeated where the batch is fixed."""
-    if not isinstance(io.batch, int) or io.batch == 1:
-        return feed
-    return {n: np.repeat(v, io.batch // len(v), axis=0) if v.ndim else v for n, v in feed.items()}
 
 
 def _seconds(session: EngineSession, feed: Feed) -> float:

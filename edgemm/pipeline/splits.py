@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from edgemm.data import Samples, Source, Subset, check_samples, open_samples, split, split_in_order
+from edgemm.data import Samples, Source, Subset, check_samples, open_samples, split, split_in_order, spread
 from edgemm.errors import DataError, did_you_mean
 from edgemm.recipe.schema import DataSection
 from edgemm.tensors import IOSpec
@@ -99,7 +97,8 @@ def divide(splits: Splits, section: DataSection, io: IOSpec, warn: Callable[[str
     calibration = parts.get("calibration")
     if calibration is not None and len(calibration) > section.max_samples:
         warn(f"{len(calibration)} calibration samples; {section.max_samples} spread evenly are used.")
-        calibration = _thin(calibration, section.max_samples)
+        chosen = spread(len(calibration), section.max_samples)
+        calibration = Subset(calibration.source, tuple(calibration.indices[i] for i in chosen))
     calib_labels = section.label if splits.calib is not None and section.label in splits.calib.names else None
     return replace(
         splits,
@@ -127,8 +126,3 @@ def _parts(splits: Splits, section: DataSection, io: IOSpec) -> dict[str, Subset
     if io.states:
         return split_in_order(splits.calib, shares)
     return split(splits.calib, shares, section.seed)
-
-
-def _thin(samples: Subset, count: int) -> Subset:
-    chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
-    return Subset(samples.source, tuple(samples.indices[i] for i in chosen))

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgemm.data import Samples, make_feed, random_feed
+from edgemm.data import Samples, make_feed, random_feed, spread
 from edgemm.runtime.latency import Latencies
 from edgemm.tensors import Feed, IOSpec
 
@@ -53,8 +53,7 @@ def latency_feeds(io: IOSpec, samples: Samples | None, sizes: Mapping[str, int])
     `sizes` are what random numbers need: symbolic dimension -> a size at which the model was run.
     """
     if samples is not None and len(samples):
-        chosen = np.unique(np.linspace(0, len(samples) - 1, FEEDS).round().astype(int))
-        return [make_feed(io, [samples[int(i)]]) for i in chosen]
+        return [make_feed(io, [samples[i]]) for i in spread(len(samples), FEEDS)]
     return [random_feed(io, sizes)]
 
 

@@ -245,9 +245,7 @@ class Contest:
             if judged is not sure:
                 self._leave(judged.candidate)
         sure.candidate = self._scored(sure.candidate)
-        limit = self.recipe.quantize.max_latency_ms
-        if limit is not None and sure.ms > limit:
-            sure.objection = f"{sure.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
+        sure.objection = self._too_slow(sure)
         return sure
 
     def _judged(self, proposal: Proposal, sure: Judged) -> Judged:
@@ -268,13 +266,19 @@ class Contest:
         return judged
 
     def _latency_objection(self, judged: Judged, sure: Judged) -> str | None:
-        limit, section = self.recipe.quantize.max_latency_ms, self.recipe.quantize
-        if limit is not None and judged.ms > limit:
-            return f"{judged.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
+        section = self.recipe.quantize
+        if (objection := self._too_slow(judged)) is not None:
+            return objection
         ratio = judged.ms / judged.timings[sure.candidate.variant.name].ms
         if ratio >= 1 and section.precision != INT8 and section.objective != "size":
             return f"{ratio:.2f} × slower than float on this machine"
         return None
+
+    def _too_slow(self, judged: Judged) -> str | None:
+        limit = self.recipe.quantize.max_latency_ms
+        if limit is None or judged.ms <= limit:
+            return None
+        return f"{judged.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
 
     def _accuracy_objection(self, candidate: Candidate) -> str | None:
         accuracy = candidate.variant.accuracy

@@ -18,7 +18,7 @@ from edgemm.data import Sample, Samples, batches, make_feed
 from edgemm.errors import BackendError
 from edgemm.graph import on_disk
 from edgemm.partition import StageGraph
-from edgemm.tensors import BATCH, IOSpec
+from edgemm.tensors import BATCH, Feed, IOSpec
 
 
 def feeds(io: IOSpec, samples: Samples, size: int) -> Iterator[tuple[list[Sample], dict[str, np.ndarray]]]:
@@ -38,6 +38,13 @@ def feeds(io: IOSpec, samples: Samples, size: int) -> Iterator[tuple[list[Sample
 def fed(feed: Mapping[str, np.ndarray], io: IOSpec) -> int:
     """Returns how many samples are in this feed, as the graph sees them."""
     return next((len(feed[i.name]) for i in io.feed_inputs if i.shape and i.shape[0] == io.batch), 1)
+
+
+def filled(feed: Feed, io: IOSpec) -> Feed:
+    """Returns one sample as the raw graph takes it: repeated where the batch is fixed; the first result counts."""
+    if not isinstance(io.batch, int) or io.batch == 1:
+        return feed
+    return {n: np.repeat(v, io.batch // len(v), axis=0) if v.ndim else v for n, v in feed.items()}
 
 
 Tap = tuple[str, str]

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from edgemm.compare import OutputParity
-from edgemm.data import Sample, Samples, Subset, make_feed
+from edgemm.data import Sample, Samples, Subset, make_feed, thinned
 from edgemm.errors import DataError, did_you_mean
 from edgemm.graph import load
 from edgemm.metrics import is_classes
 from edgemm.partition import Stage, StageGraph
 from edgemm.partition.prepare import fill_shapes
-from edgemm.quant.chain import Chain, Tap
+from edgemm.quant.chain import Chain, Tap, filled
 from edgemm.quant.collect import BUDGET, group_taps
+from edgemm.quant.inner_tensors import InnerTensor, inner_tensors
 from edgemm.runtime import FusionSession, open_session
 from edgemm.tensors import IOSpec
 
@@ -36,7 +36,6 @@ LAYER_SAMPLES = 64
 
 WORST = 5
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _PROBE = 64
 
 Progress = Callable[[str, int, int], None]
@@ -256,10 +255,9 @@ def _shared_outputs(a: Side, b: Side) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _few(samples: Samples, count: int, in_order: bool) -> Samples:
-    count = min(count, len(samples))
     if in_order:
-        return Subset(samples, tuple(range(count)))
-    return Subset(samples, tuple(int(i) for i in np.linspace(0, len(samples) - 1, count).round()))
+        return Subset(samples, tuple(range(min(count, len(samples)))))
+    return thinned(samples, count)
 
 
 def _compare_outputs(
@@ -298,8 +296,8 @@ def _feed(side: Side, sample: Sample) -> dict[str, np.ndarray]:
 def _compare_layers(a: Side, b: Side, samples: Samples, tell: Progress) -> tuple[Layer, ...]:
     assert a.graph is not None
     assert b.graph is not None
-    ours, theirs = _tensors(a.graph), _tensors(b.graph)
-    pairs: dict[str, tuple[_Tensor, _Tensor]] = {}
+    ours, theirs = inner_tensors(a.graph), inner_tensors(b.graph)
+    pairs: dict[str, tuple[InnerTensor, InnerTensor]] = {}
     for name, mine in ours.items():
         other = theirs.get(name)
         if other is None or not (mine.is_float or other.is_float):
@@ -332,7 +330,7 @@ def _source_index(samples: Samples, index: int) -> int:
     return samples.indices[index] if isinstance(samples, Subset) else index
 
 
-def _chains(a: Side, b: Side, pairs: Sequence[tuple[_Tensor, _Tensor]]) -> tuple[Chain, Chain]:
+def _chains(a: Side, b: Side, pairs: Sequence[tuple[InnerTensor, InnerTensor]]) -> tuple[Chain, Chain]:
     assert a.graph is not None
     assert b.graph is not None
     return (
@@ -346,12 +344,12 @@ def _watch(chain: Chain, io: IOSpec, feed: Mapping[str, np.ndarray]) -> dict[Tap
     size = io.batch
     if not isinstance(size, int) or size == 1:
         return dict(chain.taps(feed))
-    filled = {n: np.repeat(v, size // len(v), axis=0) for n, v in feed.items()}
-    return {t: v[: len(v) // size] if v.ndim and len(v) % size == 0 else v for t, v in chain.taps(filled)}
+    taps = chain.taps(filled(feed, io))
+    return {t: v[: len(v) // size] if v.ndim and len(v) % size == 0 else v for t, v in taps}
 
 
 def _groups(
-    a: Side, b: Side, pairs: Mapping[str, tuple[_Tensor, _Tensor]], samples: Samples
+    a: Side, b: Side, pairs: Mapping[str, tuple[InnerTensor, InnerTensor]], samples: Samples
 ) -> Iterator[list[str]]:
     """Yields names in groups whose values fit the budget, measured on one sample, a few tensors at a time."""
     names = list(pairs)
@@ -364,48 +362,3 @@ def _groups(
         sizes |= {pairs[name][0].tap: max(1, 2 * found[pairs[name][0].tap].nbytes) for name in part}
     for group in group_taps(sizes, BUDGET) if sizes else ():
         yield [back[tap] for tap in group]
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A tensor under its float name: where to read it, and what makes it."""
-
-    tap: Tap
-    op: str
-    is_float: bool
-
-
-def _tensors(graph: StageGraph) -> dict[str, _Tensor]:
-    """Returns every computed tensor by its float name, in order.
-
-    Where all readers of a tensor see it quantized and dequantized, that is its value: what Q/DQ does to it counts
-    as its own error, not as the next layer's.
-    """
-    found: dict[str, _Tensor] = {}
-    for stage in graph.stages:
-        computed = [v for v in stage.model.graph.inputs if not v.is_initializer()]
-        ops = {v: "input" for v in computed}
-        for node in stage.model.graph:
-            if all(v is None or v.const_value is not None or v.is_initializer() for v in node.inputs):
-                continue  # made of constants alone: weights that are dequantized
-            for value in node.outputs:
-                computed.append(value)
-                ops[value] = node.op_type
-        for value in computed:
-            seen = _dequantized(value)
-            name = str(value.name)
-            if name and name not in found:
-                is_float = value.dtype in _FLOATS or seen.dtype in _FLOATS
-                found[name] = _Tensor((stage.name, str(seen.name)), ops[value], is_float)
-    return found
-
-
-def _dequantized(value: ir.Value) -> ir.Value:
-    """Returns what stands for `value` behind QuantizeLinear and DequantizeLinear, or `value` itself."""
-    quantizers = [u.node for u in value.uses() if u.node.op_type == "QuantizeLinear" and u.idx == 0]
-    if len(quantizers) != 1 or len(list(value.uses())) != 1:
-        return value
-    readers = [u.node for u in quantizers[0].outputs[0].uses()]
-    if not readers or any(n.op_type != "DequantizeLinear" for n in readers):
-        return value
-    return readers[0].outputs[0]

@@ -14,7 +14,7 @@ from edgemm.metrics import Metric, choose_output, collect_labels, collect_output
 from edgemm.partition import StageGraph
 from edgemm.quant.apply import apply_plan
 from edgemm.quant.cache import Results, key_of
-from edgemm.quant.chain import Chain, OpenStage
+from edgemm.quant.chain import Chain, OpenStage, filled
 from edgemm.quant.plan import FLOAT, Decision, QuantPlan
 from edgemm.quant.search import Accuracy
 from edgemm.quant.table import CalibrationTable
@@ -67,6 +67,7 @@ class ChainMeasure:
     _float: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     _few: dict[str, np.ndarray] = field(default_factory=dict)
     _context: str = ""
+    _seen: list[list[object]] = field(default_factory=list)
 
     def accuracy(self, plan: QuantPlan) -> Accuracy:
         """Returns how much worse the metric is than float, over all search samples, complete and blank.
@@ -150,9 +151,7 @@ class ChainMeasure:
             size = self.io.batch
             if not isinstance(size, int) or size == 1:
                 return chain.run(feed)
-            # A fixed batch takes no single sample: it is repeated, and the first result counts.
-            filled = {n: np.repeat(v, size // len(v), axis=0) for n, v in feed.items()}
-            return {n: v[: len(v) // size] for n, v in chain.run(filled).items() if v.ndim}
+            return {n: v[: len(v) // size] for n, v in chain.run(filled(feed, self.io)).items() if v.ndim}
 
         return collect_outputs(run, self.io, samples, reset=chain.reset)
 
@@ -183,11 +182,13 @@ class ChainMeasure:
 
     def context(self) -> str:
         """Returns a digest of everything but the plan that accuracy depends on."""
+        if not self._seen:  # reads every sample: kept when weights change
+            self._seen += [[len(s), getattr(s, "digest", None)] for s in (self.samples, *self.blanks.values())]
         if not self._context:
             self._context = key_of(
                 [digest(s.model) for s in self.stage_graph.stages],
                 self.table.to_json(),
-                [[len(s), getattr(s, "digest", None)] for s in (self.samples, *self.blanks.values())],
+                self._seen,
                 list(self.blanks),
                 [self.scoring.metric.name, self.scoring.label, self.scoring.output],
             )

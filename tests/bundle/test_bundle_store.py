@@ -81,6 +81,8 @@ def test_force_replaces_damaged_and_newer_bundles(
     (bundle / "recipe.json").unlink()
     write_bundle(bundle, tiny_manifest, tiny_files, force=True)
     verify(bundle, read_manifest(bundle))
+    assert read_manifest(bundle).schema == tiny_manifest.schema
+    assert (bundle / "recipe.json").read_bytes() == tiny_files["recipe.json"]
 
 
 def test_force_never_replaces_what_is_no_bundle(
@@ -411,6 +413,7 @@ def test_bundle_behind_a_link_is_fine(bundle: Path) -> None:
     link = bundle.parent / "current.edgemm"
     link.symlink_to(bundle)
     verify(link, read_manifest(link))
+    assert read_manifest(link) == read_manifest(bundle)
 
 
 def test_newer_schema_is_refused(bundle: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from builders import write_model_with_outside_weight
 
 from edgemm.bundle import Variant, read_manifest, write_bundle
 from edgemm.errors import BackendError, BundleError
@@ -230,12 +231,7 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path, capfd: pytest.C
 def test_bare_onnx_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(np.arange(2, dtype=np.float32).tobytes())
-    model = onnx.parser.parse_model(HEADER + "g (float[n,2] x) => (float[n,2] y) { y = Add(x, w) }")
-    weight = onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
-    weight.external_data.add(key="location", value="../secret")
-    model.graph.initializer.append(weight)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "m.onnx").write_bytes(model.SerializeToString())
+    write_model_with_outside_weight(tmp_path / "sub" / "m.onnx")
     with pytest.raises(BackendError, match="does not open"):
         open_session(tmp_path / "sub" / "m.onnx")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from builders import write_model_with_outside_weight
 
 from edgemm.bundle import Manifest, Variant, read_manifest, write_bundle
 from edgemm.errors import BackendError, BundleError, MissingExtraError, UnsupportedDeviceError
@@ -152,12 +153,7 @@ def test_integers_that_openvino_would_cut_off_are_refused(tmp_path: Path, value:
 
 def test_weights_outside_of_the_file_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(8))
-    model = onnx.parser.parse_model(HEADER + "g (float[n,2] x) => (float[n,2] y) { y = Add(x, w) }")
-    weight = onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
-    weight.external_data.add(key="location", value="../secret")
-    model.graph.initializer.append(weight)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "m.onnx").write_bytes(model.SerializeToString())
+    write_model_with_outside_weight(tmp_path / "sub" / "m.onnx")
     with pytest.raises(BackendError, match=r"engine 'm.onnx' does not run in OpenVINO"):
         OpenVinoSession(tmp_path / "sub" / "m.onnx", ONE_THREAD)
 
