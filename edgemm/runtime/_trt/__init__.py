@@ -1,0 +1,1 @@
+"""What the TensorRT builder and the TensorRT session share: the module, its log, the sidecar of an engine."""
