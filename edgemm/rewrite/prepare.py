@@ -12,30 +12,53 @@ import onnx_ir as ir
 
 from edgemm.errors import BackendError, did_you_mean
 from edgemm.partition import prepare as parts
-from edgemm.rewrite.rules import fuse_attention, fuse_projections, limit_in_blocks, simplify_layout, sink_layout
+from edgemm.rewrite.rules import (
+    batch_twins,
+    fuse_attention,
+    fuse_projections,
+    limit_in_blocks,
+    simplify_layout,
+    sink_layout,
+)
 from edgemm.tensors import IOSpec
 
 _NO_IO = IOSpec((), (), {})
 
-RULES: Mapping[str, tuple[Callable[[ir.Model, IOSpec], int], ...]] = {
-    "cpu": (
-        fuse_attention.apply,
-        simplify_layout.apply,
-        sink_layout.apply,
-        simplify_layout.apply,
-        fuse_projections.apply,
-        limit_in_blocks.apply,
-    ),
+_Rules = tuple[Callable[[ir.Model, IOSpec], int], ...]
+
+_CPU: _Rules = (
+    fuse_attention.apply,
+    simplify_layout.apply,
+    sink_layout.apply,
+    simplify_layout.apply,
+    fuse_projections.apply,
+    limit_in_blocks.apply,
+)
+
+BATCHED = "-batched"
+"""Behind the name of a target: encoders that share weights run as one batch. Faster or not, by the machine."""
+
+RULES: Mapping[str, _Rules] = {
+    "cpu": _CPU,
+    f"cpu{BATCHED}": (batch_twins.apply, *_CPU),
     "openvino": (),
+    f"openvino{BATCHED}": (batch_twins.apply,),
 }
 """What is done for a target, in order. Every target can run what `rewrite` leaves."""
+
+
+def batchable(model: ir.Model) -> bool:
+    """Returns whether a target's `BATCHED` form of a stage's graph differs from its plain one."""
+    return batch_twins.has_twins(model)
 
 
 def prepare(model: ir.Model, target: str) -> ir.Model:
     """Returns a copy of a stage's graph, float or with Q/DQ, with the operators that `target` runs fastest.
 
     Names, types and order of inputs and outputs stay. For `"cpu"` the graph may hold operators of `com.microsoft`,
-    which ONNX Runtime alone knows; for `"openvino"` it holds none that were not there.
+    which ONNX Runtime alone knows; for `"openvino"` it holds none that were not there. With `BATCHED` behind the
+    target, parts that apply equal weights to several inputs are joined; where there are none the form is the plain
+    one.
 
     Args:
         model: The graph; it is left as it is, and shares weights with the copy.
