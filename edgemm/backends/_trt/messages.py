@@ -75,7 +75,7 @@ _HINTS = (
 
 
 def clean(text: str) -> str:
-    """Returns a message without source files, error codes and lines about a missing driver; that may leave none."""
+    """Returns a message without source files, error codes and lines about a missing driver; none may be left."""
     lines = [line for line in text.splitlines() if line.strip() and not any(n in line for n in _NOISE)]
     cleaned = []
     for line in lines:

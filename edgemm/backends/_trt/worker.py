@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,9 +32,13 @@ def main() -> None:
     asked = json.loads(sys.stdin.buffer.readline())
     request, output = BuildRequest.from_json(asked["request"]), Path(asked["output"])
     threading.Thread(target=_follow, args=(output,), daemon=True).start()
-    _say(lines, _answer(request, output, _Reporter(lines)))
-    lines.flush()
-    os._exit(0)  # TensorRT's own threads and destructors have nothing to add
+    try:
+        _say(lines, _answer(request, output, _Reporter(lines)))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # at once: TensorRT's threads and destructors have nothing to add, and may crash
 
 
 def _answer(request: BuildRequest, output: Path, report: _Reporter) -> dict[str, Any]:
@@ -50,7 +55,7 @@ def _answer(request: BuildRequest, output: Path, report: _Reporter) -> dict[str,
 
 def _follow(output: Path) -> None:
     """Ends this process, and takes away what it has written, when the process that asked is gone."""
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1 << 16):
         pass
     output.unlink(missing_ok=True)
     os._exit(1)
