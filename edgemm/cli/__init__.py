@@ -20,6 +20,8 @@ VERBS = {
     "run": "edgemm.cli.run:run",
     "compare": "edgemm.cli.compare:compare",
     "profile": "edgemm.cli.profile:profile",
+    "targets": "edgemm.cli.targets:targets",
+    "check": "edgemm.cli.check:check",
     "doctor": "edgemm.cli.doctor:doctor",
 }
 

@@ -39,13 +39,13 @@ def lint(model: ir.Model, target: Target, profiles: Profiles | None = None) -> t
     """
     if target.builder is None:
         return ()
-    from edgemm.lint.profiles import check_profiles
+    from edgemm.lint.profiles import check_profiles, inputs_of
     from edgemm.lint.registry import run_checks
     from edgemm.lint.view import open_view
 
     view = open_view(model)
     found = list(run_checks(view, target))
     if profiles is not None:
-        found += check_profiles(view, profiles)
+        found += check_profiles(inputs_of(view), profiles)
     order = {site.name: index for index, site in enumerate(view.sites)}
     return tuple(sorted(dict.fromkeys(found), key=lambda f: (SEVERITIES.index(f.severity), order.get(f.node, -1))))

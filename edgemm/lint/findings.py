@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +64,3 @@ class Finding:
             "stage": list(self.stage),
             "modalities": list(self.modalities),
         }
-
-
-def worst(findings: Mapping[str, int]) -> str | None:
-    """Returns the most severe of the severities that occur, or None when nothing was found."""
-    return next((s for s in SEVERITIES if findings.get(s)), None)
