@@ -97,7 +97,7 @@ def describe_model(path: Path, recipe: Recipe, progress: Progress) -> dict[str, 
     from edgemm.export.model import ModelSource, load_model
     from edgemm.export.torch_onnx import export_model
     from edgemm.partition import partition
-    from edgemm.pipeline import request_of
+    from edgemm.pipeline.exporting import request_of
     from edgemm.rewrite.pipeline import rewrite
 
     samples = open_samples(recipe.data.calib) if recipe.data.calib else None

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgemm.bundle import Manifest, StageEntry, check_output, write_bundle
-from edgemm.data import Source
-from edgemm.errors import DataError
-from edgemm.export.model import LoadedModel, ModelSource, load_model
-from edgemm.export.torch_onnx import ExportRequest, ExportResult, export_model
+from edgemm.export.request import ExportResult
 from edgemm.graph import ExportedGraph
-from edgemm.memory import give_back_memory
+from edgemm.memory import give_back_memory, long_lived
 from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
 from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
+from edgemm.pipeline.exporting import export
 from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
@@ -34,9 +33,8 @@ from edgemm.pipeline.splits import Splits, divide, open_splits
 from edgemm.pipeline.variants import Contest
 from edgemm.recipe import Recipe, build_recipe
 from edgemm.rewrite.pipeline import rewrite
-from edgemm.tensors import StateSpec, TensorSpec
 
-__all__ = ["ConvertResult", "Progress", "convert", "request_of"]
+__all__ = ["ConvertResult", "Progress", "convert"]
 
 
 def convert(
@@ -63,12 +61,18 @@ def convert(
     clock = Clock()
     check_output(output, force=force)
     check_metric(recipe.evaluate, recipe.data.label)
+    with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
+        manifest, files = _convert(recipe, Path(folder), progress, clock)
+        return ConvertResult(output, write_bundle(output, manifest, files, force=force))
+
+
+def _convert(
+    recipe: Recipe, folder: Path, progress: Progress, clock: Clock
+) -> tuple[Manifest, dict[str, bytes | Path]]:
+    """Returns the manifest and the files of the bundle; drafts of engines are in `folder`."""
     with clock("load"):
-        loaded = load_model(ModelSource(recipe.model.path, recipe.model.factory, recipe.model.allow_pickle))
         splits = open_splits(recipe.data)
-    progress.step("load", f"{recipe.model.path.name}: {loaded.kind}, {loaded.parameters:,} parameters")
-    with clock("export"):
-        exported = _export(loaded, recipe, splits.any, lambda text: progress.status("export", text))
+    exported = export(recipe, splits.any, folder, progress, clock)
     progress.step("export", _export_line(exported))
     if recipe.evaluate.output is not None:
         choose_output(exported.graph.io, recipe.evaluate.output)
@@ -82,49 +86,19 @@ def convert(
     for note in notes:
         progress.step("note", note)
     manifest = _manifest(recipe, exported, stages, splits, notes)
-    with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
-        bench = Workbench(Path(folder), manifest, recipe.threads)
-        with clock("partition"):
-            del loaded  # torch holds the weights as well
-            bench.settle([exported.graph.model, graph.model, *(s.model for s in stages.stages)])
-            give_back_memory()
-        try:
-            baseline, layouts = whole(exported.graph, stages), _layouts(recipe, graph, stages)
-            contest = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock)
-            outcome = contest.run()
-        finally:
-            bench.close()
-        with clock("bundle"):
-            variants, files = bench.finish(outcome.variants, outcome.files)
-            files["recipe.json"] = _recipe_json(recipe)
-            outcome = replace(outcome, variants=variants)
-        manifest = _complete(manifest, contest, outcome, clock, recipe.threads)
-        return ConvertResult(output, write_bundle(output, manifest, files, force=force))
-
-
-def request_of(recipe: Recipe) -> ExportRequest:
-    """Returns what a recipe says about the model's inputs and export."""
-    inputs = recipe.inputs.items()
-    return ExportRequest(
-        inputs=tuple(TensorSpec(n, i.dtype, i.shape) for n, i in inputs if i.shape is not None),
-        modalities={n: i.modality for n, i in inputs if i.modality is not None},
-        states=tuple(StateSpec(i, o) for i, o in recipe.states.items()),
-        opset=recipe.export.opset,
-        absolute_tolerance=recipe.export.absolute_tolerance,
-        relative_tolerance=recipe.export.relative_tolerance,
-    )
-
-
-def _export(
-    loaded: LoadedModel, recipe: Recipe, samples: Source | None, progress: Callable[[str], None]
-) -> ExportResult:
-    """Returns the exported graph; what is wrong with the samples is said with the name of their file."""
-    try:
-        return export_model(loaded, request_of(recipe), samples, progress)
-    except DataError as error:
-        if samples is None or str(error).startswith(samples.origin):
-            raise
-        raise DataError(f"{samples.origin}: {error}", hint=error.hint) from error
+    bench = Workbench(folder, manifest, recipe.threads)
+    with clock("partition"):
+        bench.settle([exported.graph.model, graph.model, *(s.model for s in stages.stages)])
+        give_back_memory()
+    baseline, layouts = whole(exported.graph, stages), _layouts(recipe, graph, stages)
+    contest = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock)
+    with long_lived(), closing(bench):
+        outcome = contest.run()
+    with clock("bundle"):
+        variants, files = bench.finish(outcome.variants, outcome.files)
+        files["recipe.json"] = _recipe_json(recipe)
+        outcome = replace(outcome, variants=variants)
+    return _complete(manifest, contest, outcome, clock, recipe.threads), files
 
 
 def _layouts(recipe: Recipe, graph: ExportedGraph, stages: StageGraph) -> tuple[Layout, ...]:

@@ -244,10 +244,14 @@ class Workbench:
         self._open.append(session)
         return session
 
-    def discard(self, session: FusionSession, candidate: Candidate) -> None:
-        """Closes one session and removes its drafts."""
+    def close_one(self, session: FusionSession) -> None:
+        """Closes one session; its drafts stay."""
         session.close()
         self._open.remove(session)
+
+    def discard(self, session: FusionSession, candidate: Candidate) -> None:
+        """Closes one session and removes its drafts."""
+        self.close_one(session)
         for draft in candidate.files.values():
             remove_mapped(draft)
 

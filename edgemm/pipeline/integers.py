@@ -13,8 +13,9 @@ import onnx_ir as ir
 from edgemm.data import Blank, BlankValues, Samples, blank_twins, blank_values, thinned, with_blanks
 from edgemm.partition import StageGraph
 from edgemm.pipeline.engines import EngineKind
+from edgemm.pipeline.forms import GIVEN, by_size, limits_of, settings_of, timed
 from edgemm.pipeline.judge import Judge, SizeJudge
-from edgemm.pipeline.lineup import NONE, LineUp, anything, best_lineup, exact, race_forms
+from edgemm.pipeline.lineup import MARGIN, NONE, LineUp, anything, best_lineup, exact, race_forms
 from edgemm.pipeline.mending import Mended, mend, on_mended, redo
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, Started, integer_proposals
@@ -28,7 +29,7 @@ from edgemm.quant.groups import Group, choices_of, group_nodes
 from edgemm.quant.joins import join_warnings
 from edgemm.quant.measure import ChainMeasure, Scoring
 from edgemm.quant.placement import alternatives, plan_quantization
-from edgemm.quant.plan import DYNAMIC, FLOAT, INT8, WEIGHT4, WEIGHT8, QuantPlan
+from edgemm.quant.plan import FLOAT, INT8, QuantPlan
 from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
 from edgemm.quant.table import CalibrationTable
 from edgemm.recipe import Recipe
@@ -38,28 +39,8 @@ from edgemm.tensors import IOSpec
 BLANKS = 500
 """At most this many samples are scored with a modality blank, spread evenly: each modality is one more pass."""
 
-STATE_ERROR = 0.1
-"""Largest output error, relative to the output's scale, of int8 in a model with a state: it feeds back."""
-
-GUESS, EVERY, MIXED, WEIGHTS, GIVEN = "guess", "every", "dynamic", "weights", "given"
-"""Forms: what the placement rules choose; all that has an integer kernel; dynamic scales where there are any;
-stored in few bits; the user's own plan."""
-
-
-def timed(recipe: Recipe) -> bool:
-    """Returns whether anything is chosen by time: not when precision, layout and engine are all given."""
-    return "auto" in (recipe.quantize.precision, recipe.layout, recipe.engine)
-
-
-def limits_of(recipe: Recipe, io: IOSpec) -> Limits:
-    """Returns the budget of the search."""
-    section = recipe.quantize
-    return Limits(
-        drop=recipe.evaluate.max_drop,
-        output_error=STATE_ERROR if io.states else None,
-        seconds=section.search_seconds,
-        timed=(section.precision != INT8 and timed(recipe)) or section.objective == "size",
-    )
+SEARCHING = 0.75
+"""Share of the time limit that the search has; repairs have what it leaves."""
 
 
 @dataclass
@@ -81,6 +62,7 @@ class Integers:
         groups: What the search decides about.
         result: What it found.
         warnings: What the calibration data lacks.
+        searched: Whether groups were searched over.
     """
 
     recipe: Recipe
@@ -97,9 +79,16 @@ class Integers:
     groups: tuple[Group, ...] = ()
     result: SearchResult | None = None
     warnings: list[str] = field(default_factory=list)
+    searched: bool = False
+    _plans: dict[str, QuantPlan] = field(default_factory=dict)
+    _started: Started = field(default_factory=lambda: Started({}))
 
-    def find(self) -> list[Proposal]:
+    def find(self, float_holds: Callable[[ChainMeasure], bool]) -> list[Proposal]:
         """Returns the proposals with integers that are within the budget on the search samples.
+
+        Args:
+            float_holds: Asked where a float engine that rounds beats every integer form: whether it is within the
+                budget. Then one integer plan is scored, for devices without that engine, and none searched for.
 
         Raises:
             QuantizationError: The plan that was given does not fit this model.
@@ -107,11 +96,27 @@ class Integers:
         with self.clock("calibrate"):
             self._calibrate()
         self.groups = group_nodes(self.stages, alternatives(self.stages, self._table))
-        plans = self._forms()
+        plans = self._plans = self._forms()
         with self.clock("race"):
-            started = self._race(plans)
+            self._started = self._race(plans)
         with self.clock("search"):
-            return self._search(plans, started)
+            if self._beaten() and float_holds(self._measure):
+                points = self._one()
+                self._measure.rest()
+                return points
+        return self.search()
+
+    def search(self) -> list[Proposal]:
+        """Returns the proposals of the whole search; `find` may have left it out.
+
+        Raises:
+            QuantizationError: The plan that was given does not fit this model.
+        """
+        self.searched = True
+        with self.clock("search"):
+            points = self._search()
+            self._measure.rest()
+            return points
 
     def nothing(self) -> str:
         """Returns why nothing is integer."""
@@ -175,17 +180,13 @@ class Integers:
     @property
     def _raced(self) -> bool:
         """Whether integer forms are timed on every engine."""
-        return timed(self.recipe) and not self._by_size
+        return timed(self.recipe) and not by_size(self.recipe)
 
     @property
     def _forced(self) -> bool:
         """Whether a graph stays integer where its float is faster."""
         section = self.recipe.quantize
-        return section.precision == INT8 or section.plan is not None or self._by_size or not self._raced
-
-    @property
-    def _by_size(self) -> bool:
-        return self.recipe.quantize.objective == "size"
+        return section.precision == INT8 or section.plan is not None or by_size(self.recipe) or not self._raced
 
     def _calibrate(self) -> None:
         assert self.splits.calibration is not None
@@ -212,24 +213,11 @@ class Integers:
         if self.recipe.quantize.plan is not None:
             return {GIVEN: read_plan(self.recipe.quantize.plan, self.stages)}
         forms: dict[str, QuantPlan] = {}
-        settings = self._settings()
+        settings = settings_of(self.groups, self.recipe, self._limits)
         for name, setting in settings.items():
             if setting and all(setting != settings[other] for other in forms):
                 forms[name] = self.plan(setting)
         return forms
-
-    def _settings(self) -> dict[str, dict[str, str]]:
-        static = {g.name: g.guess for g in self.groups if g.guess != FLOAT}
-        if self._by_size:
-            order = (WEIGHT4, WEIGHT8, INT8, DYNAMIC)
-            return {WEIGHTS: {g.name: next(p for p in order if p in g.options) for g in self.groups}}
-        if not self._limits.timed:
-            return {GUESS: static}
-        return {
-            GUESS: static,
-            EVERY: {g.name: INT8 for g in self.groups if INT8 in g.options},
-            MIXED: static | {g.name: DYNAMIC for g in self.groups if DYNAMIC in g.options},
-        }
 
     def _race(self, plans: Mapping[str, QuantPlan]) -> Started:
         """Times the forms, chooses the layout, and returns the form that each of its graphs starts from."""
@@ -275,7 +263,7 @@ class Integers:
 
     def _judge(self, lineup: LineUp, kinds: Mapping[str, EngineKind]) -> Judge:
         machine = key_of(describe_machine(), self.threads)
-        judge = SizeJudge if self._by_size else Judge
+        judge = SizeJudge if by_size(self.recipe) else Judge
         return judge(self._measure, lineup.layout, self.tracks, kinds, machine)
 
     def _results(self) -> Results:
@@ -284,16 +272,53 @@ class Integers:
             return Results()
         return Results.open(cache_folder() / "search.jsonl")
 
-    def _search(self, plans: Mapping[str, QuantPlan], started: Started) -> list[Proposal]:
+    def _beaten(self) -> bool:
+        """Whether integers save no time anywhere, and what ships is to be the fastest."""
+        section = self.recipe.quantize
+        if self._forced or section.objective != "latency" or section.max_latency_ms is not None:
+            return False
+        if not self._started.forms:
+            return False
+        return min(u.ms([NONE]) for u in self.lineups) <= MARGIN * min(u.ms() for u in self.lineups)
+
+    def _one(self) -> list[Proposal]:
+        """Returns the proposals of the fastest integer plan alone, with what each stage costs."""
+        judge, start, best_ms = self._beginning()
+        point = self._scored(judge.accuracies, Mended(self.plan(start), self.stages, self._table), start, best_ms)
+        stages = {}
+        for stage in self.stages.stages:
+            alone = {g.name: start[g.name] for g in self.groups if g.stage == stage.name and g.name in start}
+            if alone:
+                stages[stage.name] = judge.accuracy(self.plan(alone))
+        steps = ("a rounding float engine is faster than every integer form; one plan is kept for other devices",)
+        self.result = SearchResult((point,), {}, {}, stages, True, steps)
+        self._tell(self.result)
+        return self._proposals(list(self._plans), [(point, None)] if point.fits else [], best_ms)
+
+    def _beginning(self) -> tuple[Judge, dict[str, str], float]:
+        """Returns what judges the chosen layout, the setting of its fastest form, and its expected latency."""
         assert self.lineup is not None
-        lineup, limits = self.lineup, self._limits
-        judge = self._judge(lineup, {name: kind for name, (_, kind) in started.forms.items()})
-        best_ms = 0.0
+        lineup, started = self.lineup, self._started.forms
+        judge = self._judge(lineup, {name: kind for name, (_, kind) in started.items()})
+        best_ms = 0.0 if self._raced else math.nan
         for name, lane in lineup.lanes.items():
-            best = started.forms.get(name) or lane.best([NONE], anything)
+            best = started.get(name) or lane.best([NONE], anything)
             best_ms += lane.ms(*best) if best is not None else math.nan
-        if not self._raced:
-            best_ms = math.nan
+        settings = settings_of(self.groups, self.recipe, self._limits)
+        start = {
+            g.name: settings[form][g.name]
+            for name, (form, _) in started.items()
+            if form != GIVEN
+            for g in self.groups
+            if g.stage in lineup.layout.covered_by(name) and g.name in settings[form]
+        }
+        if isinstance(judge, SizeJudge):
+            best_ms = judge.total(self.plan(start))
+        return judge, start, best_ms
+
+    def _search(self) -> list[Proposal]:
+        plans, limits = self._plans, self._limits
+        judge, start, best_ms = self._beginning()
         if GIVEN in plans:
             plan = plans[GIVEN]
             assert self.splits.calibration is not None
@@ -301,32 +326,24 @@ class Integers:
             point = self._scored(judge.accuracies, mended, {}, best_ms)
             self.result = SearchResult((point,), {}, {}, {}, True, ("the plan that was given",))
             return self._proposals([GIVEN], [(point, mended)] if point.fits else [], best_ms)
-        settings = self._settings()
-        start = {
-            g.name: settings[form][g.name]
-            for name, (form, _) in started.forms.items()
-            for g in self.groups
-            if g.stage in lineup.layout.covered_by(name) and g.name in settings[form]
-        }
-        if isinstance(judge, SizeJudge):
-            best_ms = judge.total(self.plan(start))
         assert self.splits.search is not None
+        end = time.monotonic() + limits.seconds
+        limits = replace(limits, seconds=SEARCHING * limits.seconds)
         self.progress.status("search", f"{len(start)} groups of nodes, {len(self.splits.search)} samples")
         result = self.result = search(
             self.groups, start, self.plan, judge, limits, best_ms, _bar(self.progress, "search")
         )
         points: list[tuple[Point, Mended | None]] = [(p, None) for p in result.points if p.fits]
         first = result.points[0] if result.points else None
-        if first is not None and not first.fits and not self._by_size:
-            points = [*self._mend(first, judge.accuracies), *points]
+        if first is not None and not first.fits and not by_size(self.recipe):
+            points = [*self._mend(first, judge.accuracies, end), *points]
         self._tell(self.result)
         return self._proposals(list(plans), points, best_ms)
 
-    def _mend(self, point: Point, measure: ChainMeasure) -> list[tuple[Point, Mended | None]]:
-        """Returns the fastest point repaired, if that brings it within the budget."""
+    def _mend(self, point: Point, measure: ChainMeasure, end: float) -> list[tuple[Point, Mended | None]]:
+        """Returns the fastest point repaired, if that brings it within the budget; nothing begins after `end`."""
         assert self.splits.calibration is not None
         assert self.result is not None
-        end = time.monotonic() + max(self._limits.seconds, 1.0)
         self.progress.status("search", "repairs of the fastest plan")
         found = mend(point.plan, measure, self.splits.calibration, self.io, lambda: time.monotonic() > end)
         if found is None:

@@ -16,7 +16,7 @@ NONE = "float"
 """The form in which nothing is integer."""
 
 CLOSE = 1.5
-"""An engine whose float is slower than the best by more than this is not tried with integers."""
+"""An engine that is slower than the best by more than this, in float or in an integer form, is tried no more."""
 
 CALL_MS = 0.006
 """What one more engine costs a call outside of it."""
@@ -71,11 +71,11 @@ class LineUp:
     layout: Layout
     lanes: Mapping[str, Lane]
 
-    def ms(self, accept: Accept = anything) -> float:
-        """Returns the expected latency of the model when every graph takes its fastest form and engine."""
+    def ms(self, forms: Sequence[str] | None = None) -> float:
+        """Returns the expected latency of the model: every graph in its fastest form, of `forms`, and engine."""
         total = CALL_MS * (len(self.lanes) - 1)
         for lane in self.lanes.values():
-            best = lane.best([form for form, _ in lane.ratios], accept)
+            best = lane.best([form for form, _ in lane.ratios] if forms is None else forms, anything)
             total += lane.ms(*best) if best is not None else math.inf
         return total
 
@@ -114,7 +114,7 @@ def race_forms(
     models: Models,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Adds the times of integer forms, on each engine whose float is not far behind, with one thread count each.
+    """Adds the times of integer forms, on each engine that is not far behind, with one thread count each.
 
     The fastest is then tried with the other thread count as well.
     """
@@ -132,9 +132,13 @@ def race_forms(
             model = models(name, form)
             if model is None:
                 continue
-            for kind in tried.values():
+            for kind in list(tried.values()):
                 if (found := tracks[name].ratio(model, kind)) is not None:
                     lane.ratios[form, kind] = found
+            best_ratio = min(lane.ratios.values(), default=0.0)
+            for key, kind in list(tried.items()):
+                if lane.ratios.get((form, kind), 0.0) > CLOSE * best_ratio:
+                    del tried[key]
         best = lane.best(forms, anything)
         model = models(name, best[0]) if best is not None else None
         for other in floats if best is not None and model is not None else ():

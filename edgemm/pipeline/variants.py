@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from edgemm.errors import QuantizationError
+from edgemm.data import Samples
+from edgemm.errors import BackendError, QuantizationError
+from edgemm.metrics import collect_outputs
 from edgemm.partition import StageGraph
 from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Layout, Workbench
 from edgemm.pipeline.engines import EngineKind, engine_kinds
-from edgemm.pipeline.integers import Integers, timed
+from edgemm.pipeline.forms import timed
+from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.lineup import (
     MARGIN,
     LineUp,
@@ -28,6 +31,7 @@ from edgemm.pipeline.lineup import (
     onnxruntime,
     race_floats,
 )
+from edgemm.pipeline.objections import inaccurate, over_budget, over_limit, too_slow
 from edgemm.pipeline.outcome import BASELINE, Judged, Outcome, assemble
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, float_proposal
@@ -38,6 +42,11 @@ from edgemm.pipeline.timing import Timing, latency_feeds, time_sessions
 from edgemm.quant.plan import FLOAT, INT8
 from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgemm.quant.measure import ChainMeasure
 
 SECONDS = 4.0
 """How long a final measurement takes."""
@@ -83,8 +92,7 @@ class Contest:
                 self.progress.status("race", f"float, {layout.name}, {len(kinds)} engines")
                 self.lineups.append(race_floats(layout, self.tracks, kinds))
         points = self._integers()
-        for track in self.tracks.values():
-            track.close()
+        self._close_tracks()
         with self.clock("verify"):
             self._enter(baseline)  # not before: the races need the memory
             self._make_scorers()
@@ -119,6 +127,10 @@ class Contest:
                     stage, feeds[stage.name], self.bench.folder, self.bench.threads, alone
                 )
 
+    def _close_tracks(self) -> None:
+        for track in self.tracks.values():
+            track.close()
+
     def _integers(self) -> list[Proposal]:
         """Returns the proposals with integers; none where no integers are wanted or no data allows them."""
         if self.recipe.quantize.precision == FLOAT:
@@ -138,9 +150,25 @@ class Contest:
             self.progress,
             self.clock,
         )
-        points = self.integers.find()
+        points = self.integers.find(self._float_holds)
         self.notes += self.integers.warnings
         return points
+
+    def _float_holds(self, measure: ChainMeasure) -> bool:
+        """Returns whether the fastest float variant, which may round, is within the budget on search samples."""
+        fastest = self._floats()[0]
+        if all(k.exact for k in fastest.kinds):
+            return True
+        try:
+            session = self._sessions[self._build(fastest).variant.name]
+        except BackendError:
+            return False
+
+        def outputs(samples: Samples) -> Mapping[str, np.ndarray]:
+            batch = self.recipe.evaluate.batch
+            return collect_outputs(session.run, session.io, samples, batch=batch, reset=session.reset_state)
+
+        return measure.accuracy_of(outputs).worst <= self.recipe.evaluate.max_drop
 
     # -- proposals, built and judged -------------------------------------------------------------------------
 
@@ -178,8 +206,33 @@ class Contest:
         section = self.recipe.quantize
         sure = self._best_float(floats)
         order = self._order([*points, *(f for f in floats if not all(k.exact for k in f.kinds))])
+        held, refused = self._held(order, sure)
+        if not held and self.integers is not None and not self.integers.searched:
+            points = self.integers.search()
+            self._close_tracks()
+            order = self._order(points)
+            held, again = self._held(order, sure)
+            refused = refused or again
+        chosen = self._fastest(list(held.values()), sure)
+        if chosen is None and section.precision == INT8:
+            reason = self.integers.nothing() if self.integers is not None else "there are no samples"
+            reason = refused.objection or reason if refused is not None else reason
+            raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=_REMEDY)
+        if chosen is None or (section.objective == "accuracy" and sure.objection is None):
+            chosen = sure
+        others = self._fallback(chosen, order, floats, sure)
+        if not chosen.timings:  # nothing was chosen by time; what ships is measured all the same
+            chosen.timings = self._time([chosen.candidate])
+        return chosen, refused if not chosen.proposal.integer else None, others
+
+    def _held(self, order: Sequence[Proposal], sure: Judged) -> tuple[dict[str, Judged], Judged | None]:
+        """Returns the first proposal of each layout that holds, and the first integer one that does not.
+
+        What a cut costs shows only in the session.
+        """
+        section = self.recipe.quantize
+        held: dict[str, Judged] = {}
         refused: Judged | None = None
-        held: dict[str, Judged] = {}  # the first that holds, by layout: what a cut costs shows only in the session
         attempts = dict.fromkeys((layout.name for layout in self.layouts), 0)
         for proposal in order:
             layout = proposal.layout.name
@@ -197,17 +250,7 @@ class Contest:
             self.progress.step("verify", f"{judged.proposal.name} refused: {judged.objection}")
             if proposal.integer and refused is None:
                 refused = judged
-        chosen = self._fastest(list(held.values()), sure)
-        if chosen is None and section.precision == INT8:
-            reason = self.integers.nothing() if self.integers is not None else "there are no samples"
-            reason = refused.objection or reason if refused is not None else reason
-            raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=_REMEDY)
-        if chosen is None or (section.objective == "accuracy" and sure.objection is None):
-            chosen = sure
-        others = self._fallback(chosen, order, floats, sure)
-        if not chosen.timings:  # nothing was chosen by time; what ships is measured all the same
-            chosen.timings = self._time([chosen.candidate])
-        return chosen, refused if not chosen.proposal.integer else None, others
+        return held, refused
 
     def _fastest(self, held: Sequence[Judged], sure: Judged) -> Judged | None:
         """Returns the fastest of several, measured together; the preferred layout where it is no slower."""
@@ -245,7 +288,7 @@ class Contest:
             if judged is not sure:
                 self._leave(judged.candidate)
         sure.candidate = self._scored(sure.candidate)
-        sure.objection = self._too_slow(sure)
+        sure.objection = over_limit(self.recipe, sure)
         return sure
 
     def _judged(self, proposal: Proposal, sure: Judged) -> Judged:
@@ -254,58 +297,16 @@ class Contest:
         judged = Judged(proposal, candidate)
         if self._search_scorer is not None and not proposal.integer:
             found = self._search_scorer.measure(self._sessions[candidate.variant.name])
-            judged.objection = self._budget(found, "search")
+            judged.objection = over_budget(self.recipe, found, "search")
         if judged.objection is None:
             judged.candidate = self._scored(candidate)
-            judged.objection = self._accuracy_objection(judged.candidate)
+            judged.objection = inaccurate(self.recipe, judged.candidate.variant.accuracy)
         if judged.objection is None and (self.timed or self.recipe.quantize.max_latency_ms is not None):
             judged.timings = self._time([judged.candidate, sure.candidate])
-            judged.objection = self._latency_objection(judged, sure)
+            judged.objection = too_slow(self.recipe, judged, sure)
         if judged.objection is not None:
             self._leave(judged.candidate)
         return judged
-
-    def _latency_objection(self, judged: Judged, sure: Judged) -> str | None:
-        section = self.recipe.quantize
-        if (objection := self._too_slow(judged)) is not None:
-            return objection
-        ratio = judged.ms / judged.timings[sure.candidate.variant.name].ms
-        if ratio >= 1 and section.precision != INT8 and section.objective != "size":
-            return f"{ratio:.2f} × slower than float on this machine"
-        return None
-
-    def _too_slow(self, judged: Judged) -> str | None:
-        limit = self.recipe.quantize.max_latency_ms
-        if limit is None or judged.ms <= limit:
-            return None
-        return f"{judged.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
-
-    def _accuracy_objection(self, candidate: Candidate) -> str | None:
-        accuracy = candidate.variant.accuracy
-        if accuracy is None:
-            return None
-        objection = self._budget(accuracy, accuracy["split"])
-        for name, blank in accuracy.get("blank", {}).items():
-            objection = objection or self._budget(blank, f"{accuracy['split']} samples with {name} blank, of")
-        return objection
-
-    def _budget(self, accuracy: Mapping[str, Any], split: str) -> str | None:
-        """Returns why an accuracy is not within the budget, or None."""
-        where, budget, drop = (
-            f"{accuracy['samples']} {split} samples",
-            self.recipe.evaluate.max_drop,
-            accuracy["drop"],
-        )
-        if drop is None:
-            return f"{accuracy['metric']} is no number on {where}"
-        if drop > budget:
-            few = drop * accuracy["samples"] < 5
-            more = f"; one sample is {1 / accuracy['samples']:.2g}: give more" if few else ""
-            return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}{more}"
-        lost = 1 - (accuracy["cosine"] or 0.0)
-        if accuracy["metric"] == "agreement" and lost > budget:
-            return f"cosine with the float output drops by {lost:.4g} on {where}, budget {budget:.4g}"
-        return None
 
     def _fallback(
         self, chosen: Judged, order: Sequence[Proposal], floats: Sequence[Proposal], sure: Judged
@@ -313,6 +314,8 @@ class Contest:
         """Returns a variant for devices that have ONNX Runtime alone, where what ships needs more."""
         if chosen.proposal.plain:
             return []
+        if chosen.timings and chosen is not sure:
+            self.bench.close_one(self._sessions.pop(chosen.candidate.variant.name))
         for proposal in order:
             if proposal.plain and proposal.integer:
                 judged = self._judged(proposal, sure)
@@ -349,6 +352,8 @@ class Contest:
             if proposal.mended is not None:
                 table, weights = proposal.mended.table, proposal.mended.weights
             models = make.planned_models(proposal.plan, table, proposal.layout, weights)
+        if proposal.name in self._sessions:
+            return self._candidates[proposal.name]
         with self.clock("build"):
             folder = self.bench.folder
             return self._enter(make.build(proposal.name, proposal.layout, models, proposal.kinds, folder))

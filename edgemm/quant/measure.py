@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -81,21 +81,25 @@ class ChainMeasure:
         key = self._key("accuracy", plan)
         known = self.results.get(key)
         if known is None:
-            known = asdict(
-                Accuracy(
-                    self._drop(plan, COMPLETE, self.samples),
-                    {name: self._drop(plan, name, samples) for name, samples in self.blanks.items()},
-                )
-            )
+            known = asdict(self.accuracy_of(lambda samples: self._outputs(plan, samples)))
             self.results.put(key, known)
         return Accuracy(known["drop"], known["blank"])
 
-    def _drop(self, plan: QuantPlan, kind: str, samples: Samples) -> float:
+    def accuracy_of(self, outputs: Callable[[Samples], Mapping[str, np.ndarray]]) -> Accuracy:
+        """Returns how much worse than float any outputs are; `outputs` computes them for samples.
+
+        Raises:
+            DataError: The metric does not fit the outputs or labels.
+            BackendError: ONNX Runtime fails in a stage.
+        """
+        blank = {name: self._drop(outputs(samples), name, samples) for name, samples in self.blanks.items()}
+        return Accuracy(self._drop(outputs(self.samples), COMPLETE, self.samples), blank)
+
+    def _drop(self, planned: Mapping[str, np.ndarray], kind: str, samples: Samples) -> float:
         scoring, name = self.scoring, choose_output(self.io, self.scoring.output)
         labels = collect_labels(samples, scoring.label) if scoring.label is not None else None
         if kind not in self._float:
             self._float[kind] = self._reference(samples)
-        planned = self._outputs(plan, samples)
         before, after = (
             score(scoring.metric, outputs, name, labels=labels, reference=self._float[kind])
             for outputs in (self._float[kind], planned)
@@ -179,6 +183,11 @@ class ChainMeasure:
             if sum(self._sizes.values()) + size <= OPEN_BYTES:
                 return
             del self._open[key], self._sizes[key]
+
+    def rest(self) -> None:
+        """Closes every session; they are opened again when they are needed."""
+        self._open.clear()
+        self._sizes.clear()
 
     def context(self) -> str:
         """Returns a digest of everything but the plan that accuracy depends on."""

@@ -98,7 +98,7 @@ class EvaluateSection(Section):
     )
     output: str | None = Field(default=None, description="Output that is scored; default: the first.")
     max_drop: float = Field(default=0.01, ge=0, description="Largest loss of the metric that may ship.")
-    batch: int = Field(default=16, ge=1, description="Samples per run during evaluation.")
+    batch: int = Field(default=1, ge=1, description="Samples per run during evaluation; 1 is what a device runs.")
 
 
 class ExportSection(Section):

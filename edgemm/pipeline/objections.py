@@ -1,0 +1,55 @@
+"""What keeps a measured variant from shipping, in words: None where nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgemm.pipeline.outcome import Judged
+from edgemm.quant.plan import INT8
+from edgemm.recipe import Recipe
+
+
+def over_limit(recipe: Recipe, judged: Judged) -> str | None:
+    """Objects to more than `--max-latency-ms`."""
+    limit = recipe.quantize.max_latency_ms
+    if limit is None or judged.ms <= limit:
+        return None
+    return f"{judged.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
+
+
+def too_slow(recipe: Recipe, judged: Judged, sure: Judged) -> str | None:
+    """Objects to a variant over the limit, or slower than `sure`, float, that was timed with it."""
+    section = recipe.quantize
+    if (objection := over_limit(recipe, judged)) is not None:
+        return objection
+    ratio = judged.ms / judged.timings[sure.candidate.variant.name].ms
+    if ratio >= 1 and section.precision != INT8 and section.objective != "size":
+        return f"{ratio:.2f} × slower than float on this machine"
+    return None
+
+
+def inaccurate(recipe: Recipe, accuracy: Mapping[str, Any] | None) -> str | None:
+    """Objects to an accuracy over the budget, on complete samples or with a modality blank."""
+    if accuracy is None:
+        return None
+    objection = over_budget(recipe, accuracy, accuracy["split"])
+    for name, blank in accuracy.get("blank", {}).items():
+        objection = objection or over_budget(recipe, blank, f"{accuracy['split']} samples with {name} blank, of")
+    return objection
+
+
+def over_budget(recipe: Recipe, accuracy: Mapping[str, Any], split: str) -> str | None:
+    """Objects to what `Scorer.measure` found on one split."""
+    where, budget = f"{accuracy['samples']} {split} samples", recipe.evaluate.max_drop
+    drop = accuracy["drop"]
+    if drop is None:
+        return f"{accuracy['metric']} is no number on {where}"
+    if drop > budget:
+        few = drop * accuracy["samples"] < 5
+        more = f"; one sample is {1 / accuracy['samples']:.2g}: give more" if few else ""
+        return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}{more}"
+    lost = 1 - (accuracy["cosine"] or 0.0)
+    if accuracy["metric"] == "agreement" and lost > budget:
+        return f"cosine with the float output drops by {lost:.4g} on {where}, budget {budget:.4g}"
+    return None
