@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
 from edgemm.cli import cli
 from edgemm.errors import BackendError, QuantizationError
 from edgemm.pipeline import ConvertResult
+from edgemm.pipeline.engines import EngineKind
+from edgemm.pipeline.integers import Integers
+from edgemm.pipeline.proposals import Proposal
 from edgemm.pipeline.race import Track
 from edgemm.quant.measure import ChainMeasure
 from edgemm.runtime import open_session
+from edgemm.runtime.openvino import capabilities
 
 Convert = Callable[..., ConvertResult]
 BUDGET = {"max_drop": 0.05}
@@ -130,6 +135,69 @@ def test_engines_and_layouts_are_chosen_by_the_race(
     shipped = result.shipped
     if shipped.layout == "staged":  # the graph as it was exported may still win the last measurement
         assert all(e.options["threads"] == 1 for e in shipped.engines)
+
+
+QUANTIZED = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits")
+ROUNDING = pytest.mark.skipif("BF16" not in capabilities(), reason="this processor has no bf16 arithmetic")
+
+
+@pytest.fixture
+def bf16_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that round to bf16 are declared ten times as fast as everything, integers twice as fast as float."""
+
+    def ratio(track: Track, model: ir.Model, kind: EngineKind) -> float:
+        quantized = any(node.op_type in QUANTIZED for node in model.graph)
+        return 0.5 if quantized else 1.0 if kind.exact else 0.1
+
+    monkeypatch.setattr(Track, "ratio", ratio)
+    monkeypatch.setattr("edgemm.pipeline.variants.too_slow", lambda *given: None)
+
+
+@ROUNDING
+@pytest.mark.usefixtures("bf16_wins")
+def test_where_rounding_wins_one_integer_plan_is_kept_for_other_devices(convert_onnx: Convert) -> None:
+    result = convert_onnx(quantize={"precision": "auto", "cache": False}, evaluate=BUDGET, engine="auto")
+    assert result.shipped.precision == "bf16"
+    data = report(result)
+    assert len(data["points"]) == 1
+    assert "faster than every integer form" in " ".join(data["steps"])
+    assert data["stages"]  # what a stage costs is told all the same
+    others = {v.precision: v.backend for v in result.manifest.shipped if v is not result.shipped}
+    assert others == {"int8": "onnxruntime"}
+
+
+@ROUNDING
+@pytest.mark.usefixtures("bf16_wins")
+def test_where_rounding_wins_and_is_refused_the_search_is_made_up_for(
+    convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[Integers] = []
+    search = Integers.search
+
+    def noted(integers: Integers) -> list[Proposal]:
+        searched.append(integers)
+        return search(integers)
+
+    monkeypatch.setattr(Integers, "search", noted)
+    monkeypatch.setattr("edgemm.pipeline.variants.inaccurate", lambda *given: None if searched else "refused")
+    result = convert_onnx(quantize={"precision": "auto", "cache": False}, evaluate=BUDGET, engine="auto")
+    assert len(searched) == 1
+    assert result.shipped.precision == "int8"
+    assert any(g["gain"] is not None for g in report(result)["groups"])  # it asked what each group gains
+
+
+def test_an_engine_far_behind_is_raced_once(convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[tuple[str, str], int] = {}
+
+    def ratio(track: Track, model: ir.Model, kind: EngineKind) -> float:
+        if any(node.op_type in QUANTIZED for node in model.graph):
+            asked[track.stage.name, kind.backend] = asked.get((track.stage.name, kind.backend), 0) + 1
+        return 1.0 if kind.backend == "openvino" else 2.0
+
+    monkeypatch.setattr(Track, "ratio", ratio)
+    convert_onnx(quantize={"precision": "auto", "cache": False, "search_seconds": 0}, layout="auto", engine="auto")
+    assert max(asked[stage, "openvino"] for stage in ("image", "audio")) > 1
+    assert all(asked.get((stage, "onnxruntime"), 0) <= 1 for stage in ("image", "audio"))
 
 
 # -- edgemm plan ------------------------------------------------------------------------------------------------
