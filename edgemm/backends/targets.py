@@ -241,12 +241,18 @@ _BOARDS = {
 }
 """Part of the name in the device tree -> target; an Orin of unknown kind counts as the smallest."""
 
+_RELEASES = {"36": "jetson-orin-nano", "38": "jetson-thor"}
+"""L4T release -> the smallest of the boards that it is for, where it is for one kind of processor."""
+
 
 def _jetson_target(jetson: Jetson) -> tuple[Target, list[str]]:
     versions = [f"L4T {jetson.l4t}" if jetson.l4t else "no /etc/nv_tegra_release (a container?)"]
     versions += [f"JetPack {jetson.jetpack}"] if jetson.jetpack else []
     found = [f"{jetson.model} ({', '.join(versions)})"]
     name = next((target for part, target in _BOARDS.items() if part.lower() in jetson.model.lower()), None)
+    if name is None and jetson.l4t:
+        name = _RELEASES.get(jetson.l4t.split(".")[0])
+        found += [f"told by L4T {jetson.l4t} alone: taken for the smallest board that has it"] if name else []
     if name is None:
         found.append("a Jetson that this version of edgemm does not know; its processor is the target")
         return _target("cpu"), found

@@ -14,7 +14,7 @@ from edgemm.bundle import EngineEntry, Manifest, Variant, read_manifest, verify
 from edgemm.errors import ModelError
 from edgemm.graph import load
 from edgemm.lint import lint
-from edgemm.lint.findings import SEVERITIES, Finding
+from edgemm.lint.findings import NOTE, SEVERITIES, Finding
 from edgemm.lint.profiles import check_profiles, inputs_of, profile_of, symbol_ranges
 from edgemm.lint.view import open_view
 from edgemm.tensors import ShapeRange
@@ -138,11 +138,25 @@ def _engine(
         derived = profile_of(inputs, known) | {n: r for n, r in profile.items() if n in inputs}
         fed = {spec.name for spec in manifest.io.inputs}
         findings += [f for f in check_profiles(inputs, (derived,)) if f.tensor not in fed]
+    if variant.target != target.name:
+        findings = [_prepared(f, target) for f in findings]
     modalities = dict.fromkeys(m for s in manifest.stages if s.name in engine.stages for m in s.modalities)
     return [
         replace(f, variant=variant.name, stage=tuple(engine.stages), modalities=tuple(modalities))
         for f in findings
     ]
+
+
+_FOR_ONNX_RUNTIME = frozenset({"com.microsoft.Attention", "com.microsoft.MultiHeadAttention"})
+"""What `edgemm.rewrite.prepare` puts into graphs for ONNX Runtime, and for nothing else."""
+
+
+def _prepared(finding: Finding, target: Target) -> Finding:
+    """Returns a finding in a graph that was made for another target, without the blame for its preparation."""
+    if finding.rule != "operator-domain" or finding.op not in _FOR_ONNX_RUNTIME:
+        return finding
+    reason = f"put in for ONNX Runtime; a variant for {target.name} keeps ONNX's own operators"
+    return replace(finding, severity=NOTE, reason=reason, fix="nothing, unless the model came with it")
 
 
 def _graph_file(path: Path, manifest: Manifest, engine: EngineEntry) -> Path | None:

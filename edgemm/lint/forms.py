@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from edgemm.lint.findings import ERROR, WARNING, Finding
+from edgemm.lint.findings import ERROR, NOTE, WARNING, Finding
 from edgemm.lint.operator_data import version_tuple
 from edgemm.lint.operators import FALLS_BACK, releases
 from edgemm.lint.view import Site, View, attribute, constant, dims, dtype, input_of, is_constant, standard
@@ -148,6 +148,24 @@ FLOAT_SIZES: Mapping[str, tuple[int, ...]] = {"Resize": (2,), "Upsample": (1,), 
 """Operator -> inputs that decide a size: a model's input of a float type must not be one."""
 
 
+SHAPE_POSITIONS: Mapping[str, tuple[int, ...]] = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "OneHot": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (3,),
+    "Slice": (1, 2),
+    "Tile": (1,),
+    "TopK": (1,),
+}
+"""Operator -> inputs whose values decide a shape."""
+
+_PASSES = frozenset({"Cast", "Concat", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators that hand on the values of a shape."""
+
+
 def check_forms(view: View, target: Target) -> Iterator[Finding]:
     """Yields operators in a form that the parser refuses."""
     for site in view.of(*FORMS):
@@ -190,6 +208,32 @@ def _scatter_elements(view: View, target: Target) -> Iterator[Finding]:
                 reason = f"{reason} before TensorRT 10.0: {releases(target, old)}"
                 severity = ERROR if len(old) == len(target.tensorrt) else WARNING
                 yield Finding("operator-form", severity, reason, fix, site.name, site.op, "", site.scope)
+
+
+def check_shape_inputs(view: View, target: Target) -> Iterator[Finding]:
+    """Yields integer inputs whose values decide a shape; once per input."""
+    inputs, seen = set(view.inputs), set()
+    for site in view.of(*SHAPE_POSITIONS):
+        pending = [input_of(site.node, index) for index in SHAPE_POSITIONS[site.node.op_type]]
+        while pending:
+            value = pending.pop()
+            producer = None if value is None else value.producer()
+            if producer is not None and producer.op_type in _PASSES:
+                pending.extend(producer.inputs)
+            if value is None or value not in inputs or value in seen or value.dtype not in _INTEGERS:
+                continue
+            seen.add(value)
+            limit = f", and values above {TOPK_LIMIT:,} pass the build" if site.node.op_type == "TopK" else ""
+            yield Finding(
+                "shape-input",
+                NOTE,
+                f"the values of input '{value.name}' decide a shape: the build fails without their range{limit}",
+                "give the profile its values, or make it a constant",
+                site.name,
+                site.op,
+                value.name or "",
+                site.scope,
+            )
 
 
 def check_topk(view: View, target: Target) -> Iterator[Finding]:

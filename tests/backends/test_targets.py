@@ -174,10 +174,14 @@ class TestDetect:
         assert "no /etc/nv_tegra_release (a container?)" in detection.found[0]
         assert [m.split(":")[0] for m in detection.missing] == ["Python module tensorrt", "libnvinfer"]
 
+    def test_a_container_that_shows_the_release_only(self, tree) -> None:
+        detection = detect_target(tree({"etc/nv_tegra_release": RELEASE}), version_of=nothing)
+        assert detection.target.name == "jetson-orin-nano"
+        assert detection.found[1] == "told by L4T 36.4.3 alone: taken for the smallest board that has it"
+
     def test_a_jetson_that_is_not_known(self, tree) -> None:
-        root = tree(
-            {"etc/nv_tegra_release": RELEASE, "proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0"}
-        )
+        old = RELEASE.replace("R36", "R32")
+        root = tree({"etc/nv_tegra_release": old, "proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0"})
         detection = detect_target(root, version_of=nothing)
         assert detection.target.name == "cpu"
         assert "does not know" in detection.found[1]

@@ -563,6 +563,23 @@ CASES = (
         "operator-form",
         node="y",
     ),
+    Case(
+        "computed top k",
+        "g (float[1,8000] x, int64[1] k) => (float[1,n] v, int64[1,n] i) { v, i = TopK(x, k) }",
+        "shape-input",
+        BUILDER,
+        "note",
+        node="v",
+    ),
+    Case(
+        "computed shape",
+        """g (float[4,8] x, int64[1] n) => (float[a,b] y) <int64[1] m = {-1}> {
+            s = Concat<axis = 0>(n, m)  y = Reshape(x, s) }""",
+        "shape-input",
+        BUILDER,
+        "note",
+        node="y",
+    ),
     # domains
     Case(
         "relu of another domain",

@@ -15,7 +15,7 @@ from edgemm.errors import BundleError, ModelError
 from edgemm.lint.bundle import lint_bundle, lint_file
 from edgemm.tensors import IOSpec, ShapeRange, TensorSpec
 
-HEAD = '<ir_version: 10, opset_import: ["": 17]>\n'
+HEAD = '<ir_version: 10, opset_import: ["": 17, "com.microsoft": 1]>\n'
 IMAGE = "image (float[batch,4] image) => (float[batch,4] features) { features = Relu(image) }"
 AUDIO = "audio (float[batch,time] audio) => (int64[2,hits] loud) { loud = NonZero(audio) }"
 FUSION = """fusion (float[batch,4] features, int64[2,hits] loud) => (float[batch,4] y, int64[2,hits] z) {
@@ -102,6 +102,21 @@ def test_variants_of_the_target_are_checked_and_others_not(tmp_path: Path) -> No
     report = lint_bundle(write(tmp_path / "three.edgemm", *made), RTX)
     assert report.variants == ("rtx-fp16", "rtx-int8")
     assert (report.graphs, report.findings, report.notes) == (6, (), ())
+
+
+def test_what_is_put_in_for_onnx_runtime_is_not_held_against_the_model(tmp_path: Path) -> None:
+    text = """audio (float[batch,time] audio) => (int64[2,hits] loud) {
+        a = com.microsoft.MultiHeadAttention<num_heads = 1>(audio, audio, audio)
+        b = com.microsoft.FusedGemm(a, a)  c = Shape(b)  loud = Expand(c, c) }"""
+    made = variant("cpu-fp32", "cpu", "fp32", text)
+    report = lint_bundle(write(tmp_path / "attention.edgemm", made), RTX)
+    assert {(f.severity, f.op) for f in report.findings} == {
+        ("note", "com.microsoft.MultiHeadAttention"),
+        ("error", "com.microsoft.FusedGemm"),
+    }
+    own, files = variant("rtx", "rtx-ampere", "fp16", text)
+    report = lint_bundle(write(tmp_path / "own.edgemm", (own, files)), RTX)
+    assert {f.severity for f in report.findings} == {"error"}
 
 
 def test_an_engine_that_is_no_onnx_file_is_said(tmp_path: Path) -> None:
