@@ -14,6 +14,8 @@ from trt_fakes import VERSIONS, Machine, bind, fake_module, make
 from trt_graphs import half, model_of, quantize, random_weights, write
 
 from edgemm.backends._trt.build import build_plan
+from edgemm.backends._trt.onnx_file import Weights
+from edgemm.backends._trt.proof import size_limit
 from edgemm.backends.tensorrt import (
     BuildOptions,
     BuildRequest,
@@ -532,3 +534,18 @@ def test_unknown_module() -> None:
     with pytest.raises(BackendError, match="no TensorRT module 'tensorrt_rt'") as caught:
         load_module("tensorrt_rt")
     assert "tensorrt_rtx" in caught.value.hint or "'tensorrt'" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("weights", "profiles", "limit"),
+    [
+        (Weights(2 << 20, 8 << 20, 0), 1, (3 << 20) + (5 << 19)),
+        (Weights(2 << 20, 8 << 20, 0), 0, (3 << 20) + (5 << 19)),
+        (Weights(2 << 20, 8 << 20, 0), 3, None),  # three copies of int8 are as large as one of float
+        (Weights(20 << 20, 80 << 20, 0), 3, (63 << 20) + (17 << 19)),
+        (Weights(432, 1728, 0), 1, None),
+        (Weights(0, 0, 100 << 20), 1, None),
+    ],
+)
+def test_limit_lies_between_quantized_and_float(weights: Weights, profiles: int, limit: int | None) -> None:
+    assert size_limit(weights, profiles) == limit

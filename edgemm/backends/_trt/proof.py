@@ -40,13 +40,14 @@ def check_network(
 def size_limit(weights: Weights, profiles: int) -> int | None:
     """Returns the size from on which an engine holds its quantized weights in float; None when size says nothing.
 
-    The limit lies half-way between both. Weights that are few next to the kernels prove nothing either way.
+    TensorRT may keep one copy of the weights per profile, each in the layout of its kernels. The limit lies
+    half-way between the largest engine of quantized weights and the smallest of float ones, if these are far
+    enough apart.
     """
-    saved = weights.as_float - weights.quantized
-    room = KERNELS * max(profiles, 1)
-    if saved < 4 * room:
-        return None
-    return weights.other + weights.quantized + saved // 2 + room
+    copies = max(profiles, 1)
+    largest = copies * (weights.quantized + weights.other + KERNELS)
+    smallest = weights.as_float + weights.other
+    return (largest + smallest) // 2 if smallest - largest > KERNELS else None
 
 
 def check_size(size: int, weights: Weights, request: BuildRequest) -> None:
