@@ -12,7 +12,7 @@ from edgemm.lint.findings import ERROR, WARNING, Finding
 from edgemm.lint.operator_data import IMPORTED, version_tuple
 from edgemm.lint.operators import releases
 from edgemm.lint.quantization import DEQUANTIZE, QUANTIZE
-from edgemm.lint.view import Site, View, dtype, input_of, is_constant, standard
+from edgemm.lint.view import Site, View, dims, dtype, input_of, is_constant, standard
 
 if TYPE_CHECKING:
     from edgemm.backends.targets import Target
@@ -147,16 +147,21 @@ def check_precisions(view: View, target: Target) -> Iterator[Finding]:
 
 
 def check_float_products(view: View, target: Target) -> Iterator[Finding]:
-    """Yields matrix products in float32, which TensorRT-RTX has not on Turing."""
+    """Yields matrix products and 3D deconvolutions in float32, which TensorRT-RTX has not on Turing."""
     if target.builder != "tensorrt-rtx" or target.sm != 75:
         return
-    for site in view.of(*_PRODUCTS):
+    for site in view.of(*_PRODUCTS, "ConvTranspose"):
         node = site.node
-        single = site.node.op_type == "Einsum" and len(node.inputs) < 2
-        if dtype(input_of(node, 0)) == _T.FLOAT and not single and not all(map(is_constant, node.inputs)):
+        deconvolution = node.op_type == "ConvTranspose"
+        if (node.op_type == "Einsum" and len(node.inputs) < 2) or (
+            deconvolution and len(dims(input_of(node, 0)) or ()) != 5
+        ):
+            continue
+        if dtype(input_of(node, 0)) in (_T.FLOAT, _T.DOUBLE) and not all(map(is_constant, node.inputs)):
+            what = "3D deconvolutions" if deconvolution else "matrix products"
             yield _of_site(
                 site,
-                "TensorRT-RTX has no float32 matrix products on SM 75: the parser takes it and the build fails",
+                f"TensorRT-RTX has no float32 {what} on SM 75: the parser takes it and the build fails",
                 "compute it in fp16",
                 None,
                 ERROR,

@@ -151,7 +151,7 @@ def check_activation_scales(view: View, target: Target) -> Iterator[Finding]:
         source = input_of(site.node, 0)
         if site.node.op_type == DEQUANTIZE and quantized_from(source):
             continue
-        if is_constant(source) or attribute(site.node, "block_size", 0) or not _scales(site.node) > 1:
+        if _scales(site.node) < 2 or attribute(site.node, "block_size", 0) or is_constant(source):
             continue
         yield _found(
             site,

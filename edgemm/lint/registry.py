@@ -29,7 +29,7 @@ RULES = {
     "tensor-type": "an input, weight or cast of a type that TensorRT has not",
     "double": "double, which is computed in float",
     "precision": "a number format that the target has not",
-    "float-product": "a float32 matrix product where only fp16 ones exist",
+    "float-product": "a float32 matrix product or 3D deconvolution where only fp16 ones exist",
     "mixed-types": "inputs of one node that must have one type and have two",
     "profile-missing": "a dynamic input without a range, or a range without an input",
     "profile-range": "a range that is none, or does not fit the input",

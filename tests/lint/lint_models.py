@@ -490,6 +490,16 @@ CASES = (
         weights={"w": normal(1, 16, 8), "r": normal(1, 16, 4)},
     ),
     Case(
+        "deconvolution of volumes in single precision",
+        "g (float[1,2,4,4,4] x) => (float[1,2,6,6,6] y) { y = ConvTranspose(x, w) }",
+        "float-product",
+        BUILDER,
+        node="y",
+        targets=TURING,
+        clean=("cpu", *RTX),
+        weights={"w": normal(2, 2, 3, 3, 3)},
+    ),
+    Case(
         "int4 by cast",
         "g (float[4] x) => (float[4] y) { d = Cast<to = 22>(x)  y = Cast<to = 1>(d) }",
         "tensor-type",
