@@ -17,6 +17,7 @@ from edgemm.rewrite.rules import (
     fuse_attention,
     fuse_projections,
     limit_in_blocks,
+    merge_convolutions,
     simplify_layout,
     sink_layout,
 )
@@ -32,6 +33,7 @@ _CPU: _Rules = (
     sink_layout.apply,
     simplify_layout.apply,
     fuse_projections.apply,
+    merge_convolutions.apply,
     limit_in_blocks.apply,
 )
 

@@ -132,7 +132,7 @@ def test_an_unknown_target_is_named_with_those_there_are():
     with pytest.raises(BackendError, match=r"'cpus'.*cpu, cpu-batched, openvino") as caught:
         prepare(concat_model().model, "cpus")
     assert caught.value.hint == "did you mean 'cpu'?"
-    assert set(RULES) == {"cpu", "openvino"}
+    assert set(RULES) == {"cpu", "cpu-batched", "openvino", "openvino-batched"}
 
 
 class CrossAttention(nn.Module):
