@@ -10,35 +10,33 @@ what torch.onnx.export(dynamo=True) writes (or the .onnx file itself) in one ses
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
-import numpy as np
-import onnxruntime
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.driver import run
 from benchmarks.fixtures import Fixture, build
+from benchmarks.peers.produce import Limits, run_child
+from benchmarks.plain import PlainFloat
 from edgemm.data import make_feed, open_samples
-from edgemm.export.factory import call_factory
 from edgemm.pipeline.timing import latency_feeds, time_sessions
 from edgemm.runtime import open_session
 from edgemm.runtime.latency import ratio
-from edgemm.tensors import Feed, IOSpec
 
 FOLDER = Path("build/benchmarks")
 
 
 def convert(fixture: Fixture, output: Path) -> tuple[dict[str, Any], float, float]:
-    """Returns `(what --json prints, seconds, peak memory in MB)` of one conversion by the command line."""
+    """Returns `(what --json prints, seconds, peak memory in MB)` of one conversion by the command line.
+
+    Raises:
+        RuntimeError: It fails; the message is its last line.
+    """
     command = [
         sys.executable,
         "-m",
@@ -50,73 +48,13 @@ def convert(fixture: Fixture, output: Path) -> tuple[dict[str, Any], float, floa
         "--force",
         "--json",
     ]
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        out.seek(0)
-        err.seek(0)
-        if status != 0:
-            raise RuntimeError(err.read().decode().strip().splitlines()[-2])
-        return json.loads(out.read()), seconds, usage.ru_maxrss / 1024
-
-
-@dataclass(slots=True)
-class PlainFloat:
-    """The float model in one ONNX Runtime session with default options; states go round as in the bundle."""
-
-    session: onnxruntime.InferenceSession
-    io: IOSpec
-    states: dict[str, np.ndarray]
-    first: dict[str, np.ndarray]
-
-    @classmethod
-    def open(cls, fixture: Fixture, io: IOSpec, feed: Feed) -> PlainFloat:
-        """Exports the fixture with torch.onnx.export unless it is ONNX already, and opens it."""
-        model = fixture.model if fixture.model.suffix == ".onnx" else export_plain(fixture, io, feed)
-        names = {s.input for s in io.states}
-        zeros = {
-            i.name: np.zeros([d if isinstance(d, int) else 1 for d in i.shape], i.dtype)
-            for i in io.inputs
-            if i.name in names
-        }
-        return cls(onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]), io, zeros, zeros)
-
-    def reset_state(self) -> None:
-        """Starts from zeros again."""
-        self.states = self.first
-
-    def run(self, feed: Feed) -> dict[str, np.ndarray]:
-        """Returns the outputs by name."""
-        names = [o.name for o in self.session.get_outputs()]
-        outputs = dict(zip(names, self.session.run(names, {**self.states, **feed}), strict=True))
-        self.states = {s.input: outputs[s.output] for s in self.io.states}
-        return outputs
-
-    def run_timed(self, feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Returns what `run` returns, and no times of parts."""
-        return self.run(feed), {}
-
-
-def export_plain(fixture: Fixture, io: IOSpec, feed: Feed) -> bytes:
-    """Returns the model as torch.onnx.export writes it, dynamic where the bundle is."""
-    arguments = {name: torch.from_numpy(np.concatenate([array] * 2)) for name, array in feed.items()}
-    if fixture.model.suffix == ".pt2":
-        program = torch.export.load(fixture.model)
-        exported = torch.onnx.export(program, dynamo=True, verbose=False)
-    else:
-        module = call_factory(fixture.options[fixture.options.index("--factory") + 1]).eval()
-        module.load_state_dict(torch.load(fixture.model, weights_only=True))
-        dynamic = {i.name: {0: torch.export.Dim.DYNAMIC} for i in io.feed_inputs}
-        exported = torch.onnx.export(
-            module, (), kwargs=arguments, dynamic_shapes=dynamic, dynamo=True, verbose=False
-        )
-    names = [i.name for i in io.feed_inputs]
-    for value, name in zip(exported.model.graph.inputs, names, strict=True):
-        value.name = name
-    data: bytes = exported.model_proto.SerializeToString()
-    return data
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_child(command, Path(folder), Limits(1800, 16_000))
+        if done.failure is not None:
+            raise RuntimeError(done.failure)
+        assert done.seconds is not None
+        assert done.peak_memory_mb is not None
+        return json.loads((Path(folder) / "stdout.txt").read_text()), done.seconds, done.peak_memory_mb
 
 
 def measure(fixture: Fixture, bundle: Path, seconds: float) -> dict[str, Any]:
@@ -189,7 +127,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=120).print(table)
     ratios = [r["latency"]["ratio"] for r in rows if "latency" in r]
     if ratios:
-        print(f"geometric mean of the latency ratio over {len(ratios)}: {np.exp(np.mean(np.log(ratios))):.2f}")
+        print(f"geometric mean of the latency ratio over {len(ratios)}: {geometric_mean(ratios):.2f}")
 
 
 if __name__ == "__main__":

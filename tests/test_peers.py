@@ -134,6 +134,14 @@ def test_peak_memory_is_the_childs_own(tmp_path):
     assert 190 < big.peak_memory_mb < 260
 
 
+def test_peak_memory_counts_the_processes_that_a_child_makes(tmp_path):
+    holding = "import time; a = b'1' * 150_000_000; time.sleep(1.5)"
+    code = f"import subprocess as s, sys; a = b'1' * 150_000_000; s.run([sys.executable, '-S', '-c', {holding!r}])"
+    both = produce.run_child([sys.executable, "-S", "-c", code], tmp_path, LIMITS)
+    assert both.peak_memory_mb is not None
+    assert 290 < both.peak_memory_mb < 400
+
+
 def test_onnxruntime_quantization_from_float_to_row(trained_folder, tmp_path):
     place = trained_folder
     fixture = Fixture(

@@ -1,11 +1,13 @@
 """Runs one command and writes what it took: `python child.py REPORT SECONDS MEGABYTES COMMAND ...`.
 
 A process of its own, because the peak memory that the kernel reports of a child starts at that of the process
-which made it: the benchmark, with its models and sessions, is too big for that. Standard library only.
+which made it: the benchmark, with its models and sessions, is too big for that. Processes that the command makes
+count too: the peak is the largest sum of them, and no less than the kernel's for one. Standard library only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,14 +19,15 @@ from pathlib import Path
 _PAUSE = 0.05
 
 
-def resident(pid: int) -> float:
-    """Returns the memory that a process holds, in MB; 0 when it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    lines = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(lines[0].split()[1]) / 1024 if lines else 0.0
+def resident(session: int) -> float:
+    """Returns the memory that the processes of a session hold, in MB; 0 when all have ended."""
+    pages = 0
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                pages += int(fields[21]) if int(fields[3]) == session else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main() -> None:
@@ -33,7 +36,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     start = time.perf_counter()
     process = subprocess.Popen(sys.argv[4:], start_new_session=True)
-    stopped, done = None, 0
+    stopped, done, peak = None, 0, 0.0
     try:
         while True:
             done, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -41,7 +44,8 @@ def main() -> None:
                 break
             if stopped is None and time.perf_counter() - start > seconds:
                 stopped = f"stopped after {seconds:.0f} s"
-            if stopped is None and resident(process.pid) > megabytes:
+            peak = max(peak, resident(process.pid))
+            if stopped is None and peak > megabytes:
                 stopped = f"stopped at {megabytes:.0f} MB of memory"
             if stopped is not None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -49,7 +53,7 @@ def main() -> None:
     finally:
         if not done:  # this process is told to end: so is the other
             os.killpg(process.pid, signal.SIGKILL)
-    taken = {"seconds": time.perf_counter() - start, "peak_memory_mb": usage.ru_maxrss / 1024}
+    taken = {"seconds": time.perf_counter() - start, "peak_memory_mb": max(peak, usage.ru_maxrss / 1024)}
     report.write_text(json.dumps({"code": os.waitstatus_to_exitcode(status), "stopped": stopped, **taken}))
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fixtures import Fixture
-from benchmarks.foundation import PlainFloat, export_plain
 from benchmarks.peers.install import InstallError, home_of, python_of, versions_of
 from benchmarks.peers.registry import Peer, count_lines
+from benchmarks.plain import PlainFloat, export_plain
 from edgemm.data import make_feed, open_samples
 from edgemm.export.model import ModelSource, load_model
 from edgemm.export.torch_onnx import ExportRequest, export_model
