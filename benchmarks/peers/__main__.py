@@ -28,7 +28,8 @@ from edgemm.pipeline.provenance import measured_here, tool_versions
 
 NAMES = ("imu", "av_digits", "av_gru", "av_attention", "review_image")
 FOLDER = Path("build/benchmarks/peers")
-EDGEMM = "edgemm"
+OURS: dict[str, tuple[str, ...]] = {"edgemm": (), "edgemm-1": ("--threads", "1")}
+"""Rows of edgemm -> options of `edgemm convert`: what is fastest is measured with the threads that will run it."""
 
 
 def rows_of(name: str, peers: list[str], threads: tuple[int, ...], limits: Limits, seconds: float) -> list[Any]:
@@ -39,7 +40,9 @@ def rows_of(name: str, peers: list[str], threads: tuple[int, ...], limits: Limit
         print(f"{name}: {peer}", file=sys.stderr)
         folder = FOLDER / name / peer
         found = (
-            convert_edgemm(task, folder, limits) if peer == EDGEMM else convert(task, PEERS[peer], folder, limits)
+            convert_edgemm(task, folder, limits, OURS[peer])
+            if peer in OURS
+            else convert(task, PEERS[peer], folder, limits)
         )
         produced[peer] = found
     print(f"{name}: measuring", file=sys.stderr)
@@ -64,7 +67,7 @@ def main() -> None:
     """Converts, scores and times, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="FIXTURE", help=f"default: {' '.join(NAMES)}")
-    parser.add_argument("--peer", action="append", choices=[EDGEMM, *PEERS], metavar="NAME", help="default: all")
+    parser.add_argument("--peer", action="append", choices=[*OURS, *PEERS], metavar="NAME", help="default: all")
     parser.add_argument("--threads", default="1,2", help="numbers of threads to time with (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of an interleaved measurement")
     parser.add_argument("--budget", type=float, default=0.01, help="largest loss of an accurate peer")
@@ -84,7 +87,7 @@ def main() -> None:
     counts = [str(count) for count in threads]
     names = options.names or NAMES
     for name in names:
-        rows += rows_of(name, options.peer or [EDGEMM, *PEERS], threads, limits, options.seconds)
+        rows += rows_of(name, options.peer or [*OURS, *PEERS], threads, limits, options.seconds)
         loads.append(os.getloadavg()[0])
         if options.json:
             _keep(options.json, rows, loads)

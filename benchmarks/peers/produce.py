@@ -120,15 +120,25 @@ def convert(task: Task, peer: Peer, folder: Path, limits: Limits) -> Produced:
     return replace(produced, path=found[0], size=sum(p.stat().st_size for p in set(loaded) if p.is_file()))
 
 
-def convert_edgemm(task: Task, folder: Path, limits: Limits) -> Produced:
-    """Returns the bundle of one `edgemm convert` with its defaults and nothing in its cache; it takes one line."""
+def convert_edgemm(task: Task, folder: Path, limits: Limits, options: Sequence[str] = ()) -> Produced:
+    """Returns the bundle of one `edgemm convert` with `options` and nothing in its cache; it takes one line."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     bundle = folder / "model.edgemm"
     arguments = replace(task.fixture, calib=task.labelled.absolute()).arguments
-    command = [sys.executable, "-m", "edgemm", "convert", *arguments, "-o", str(bundle.absolute()), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "edgemm",
+        "convert",
+        *arguments,
+        "-o",
+        str(bundle.absolute()),
+        "--json",
+        *options,
+    ]
     produced = replace(
-        run_child(command, folder, limits, more={"XDG_CACHE_HOME": str(folder.absolute())}), lines=1
+        run_child([*command, "--json"], folder, limits, more={"XDG_CACHE_HOME": str(folder.absolute())}), lines=1
     )
     if produced.failure:
         return produced

@@ -57,12 +57,13 @@ def make_table(rows: Sequence[Row], threads: Sequence[str]) -> Table:
 def show(rows: Sequence[Row], threads: Sequence[str], budget: float, console: Console) -> None:
     """Prints the table, and per fixture edgemm beside the fastest peer that keeps the accuracy budget."""
     console.print(make_table(rows, threads))
-    peers = sorted({r["peer"] for r in rows} - {"float", "edgemm"})
+    ours = sorted(name for name in {r["peer"] for r in rows} if name.startswith("edgemm"))
+    peers = sorted({r["peer"] for r in rows} - {"float", *ours})
     for fixture in dict.fromkeys(r["fixture"] for r in rows):
         own = [r for r in rows if r["fixture"] == fixture]
         for count in threads:
             parts = []
-            for name, among in (("edgemm", ["edgemm"]), ("best accurate peer", peers)):
+            for name, among in (("edgemm", _for_threads(ours, count)), ("best accurate peer", peers)):
                 best = best_accurate(own, among, count, budget)
                 which = "none within the budget" if best is None else f"{best['latency'][count]['ratio']:.2f}"
                 parts.append(f"{name} {which}" + (f" ({best['peer']})" if best and among is peers else ""))
@@ -71,6 +72,11 @@ def show(rows: Sequence[Row], threads: Sequence[str], budget: float, console: Co
         means = sorted(geometric_means(rows, count).items(), key=lambda item: item[1][0])
         text = ", ".join(f"{peer} {mean:.2f} ({n})" for peer, (mean, n) in means)
         console.print(f"geometric mean of the ratio at {count} threads (fixtures run): {text}", highlight=False)
+
+
+def _for_threads(ours: Sequence[str], count: str) -> list[str]:
+    """Returns the row of edgemm that was converted for a number of threads, else the one with its defaults."""
+    return [name for name in ours if name == f"edgemm-{count}"] or ["edgemm"]
 
 
 def _number(value: float | None, form: str) -> str:
