@@ -493,7 +493,8 @@ LARGE = model_of(
 def test_int8_weights_show_in_the_size(version: str, tmp_path: Path) -> None:
     model = quantize(LARGE)
     sidecar, _ = build_static(fake_module(version), version, tmp_path, model=model, precisions=("int8",))
-    assert sidecar.size < 2.5 * 2**20
+    assert sidecar.size_limit is not None
+    assert sidecar.size < sidecar.size_limit
     trt = fake_module(version, Machine(stores_float=True))
     with pytest.raises(BackendError, match="its weights are not quantized"):
         build_static(trt, version, tmp_path, model=model, precisions=("int8",))
@@ -536,16 +537,22 @@ def test_unknown_module() -> None:
     assert "tensorrt_rtx" in caught.value.hint or "'tensorrt'" in caught.value.hint
 
 
+M = 2**20
+
+
 @pytest.mark.parametrize(
-    ("weights", "profiles", "limit"),
+    ("weights", "layers", "profiles", "limit"),
     [
-        (Weights(2 << 20, 8 << 20, 0), 1, (3 << 20) + (5 << 19)),
-        (Weights(2 << 20, 8 << 20, 0), 0, (3 << 20) + (5 << 19)),
-        (Weights(2 << 20, 8 << 20, 0), 3, None),  # three copies of int8 are as large as one of float
-        (Weights(20 << 20, 80 << 20, 0), 3, (63 << 20) + (17 << 19)),
-        (Weights(432, 1728, 0), 1, None),
-        (Weights(0, 0, 100 << 20), 1, None),
+        (Weights(2 * M, 8 * M, 0), 0, 1, (3 * M + 8 * M) // 2),
+        (Weights(2 * M, 8 * M, 4 * M), 16, 0, (8 * M + 12 * M) // 2),
+        (Weights(2 * M, 8 * M, 0), 0, 3, None),  # three copies of int8 are as large as one of float
+        (Weights(20 * M, 80 * M, 0), 0, 3, (63 * M + 80 * M) // 2),
+        (Weights(2 * M, 8 * M, 0), 64, 1, None),  # so many kernels weigh as much as the weights
+        (Weights(432, 1728, 0), 1, 1, None),
+        (Weights(0, 0, 100 * M), 1, 1, None),
     ],
 )
-def test_limit_lies_between_quantized_and_float(weights: Weights, profiles: int, limit: int | None) -> None:
-    assert size_limit(weights, profiles) == limit
+def test_limit_lies_between_quantized_and_float(
+    weights: Weights, layers: int, profiles: int, limit: int | None
+) -> None:
+    assert size_limit(weights, layers, profiles) == limit

@@ -228,8 +228,10 @@ def test_float_engine_passed_off_as_int8_is_found(tmp_path: Path) -> None:
     weights = read_onnx(asked.onnx).weights
     size = build(WIDE, tmp_path, name="float").sidecar.size
     with pytest.raises(BackendError, match="its weights are not quantized"):
-        check_size(size, weights, asked)
-    check_size(build_engine(asked).sidecar.size, weights, asked)
+        check_size(size, weights, 3, asked)
+    sidecar = build_engine(asked).sidecar
+    assert sidecar.size_limit == check_size(sidecar.size, weights, 3, asked)
+    assert sidecar.size_limit is not None
 
 
 def test_same_graph_same_bytes(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def build_plan(
     del parser  # it holds weights that the network points to
     report("write", 0, 1)
     size, digest = _write(plan, output)
-    proof.check_size(size, onnx.weights, request)
+    counted = totals(layers)
+    limit = proof.check_size(size, onnx.weights, sum(counted.values()), request)
     inputs, outputs = io_specs(network, onnx)
     sidecar = Sidecar(
         flavour=request.module,
@@ -94,9 +95,10 @@ def build_plan(
         options=asdict(request.options),
         typing="strong" if strongly_typed(trt) else "weak",
         layers=layers,
-        precisions=totals(layers),
+        precisions=counted,
         weights=asdict(onnx.weights),
         size=size,
+        size_limit=limit,
         sha256=digest,
         seconds=round(time.perf_counter() - start, 3),
     )

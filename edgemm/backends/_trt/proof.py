@@ -9,8 +9,8 @@ from edgemm.backends._trt.onnx_file import OnnxFile, Weights
 from edgemm.backends._trt.request import BuildRequest
 from edgemm.runtime._trt.sidecar import LayerPrecision
 
-KERNELS = 2**20
-"""Bytes per profile that an engine may have besides its weights: kernels, names, tables."""
+KERNELS, KERNEL = 2**20, 2**16
+"""Bytes that an engine may have besides its weights, per profile and per layer of it: kernels, tables."""
 
 
 def check_network(
@@ -37,7 +37,7 @@ def check_network(
             )
 
 
-def size_limit(weights: Weights, profiles: int) -> int | None:
+def size_limit(weights: Weights, layers: int, profiles: int) -> int | None:
     """Returns the size from on which an engine holds its quantized weights in float; None when size says nothing.
 
     TensorRT may keep one copy of the weights per profile, each in the layout of its kernels. The limit lies
@@ -45,23 +45,25 @@ def size_limit(weights: Weights, profiles: int) -> int | None:
     enough apart.
     """
     copies = max(profiles, 1)
-    largest = copies * (weights.quantized + weights.other + KERNELS)
+    kernels = KERNELS + layers * KERNEL
+    largest = copies * (weights.quantized + weights.other + kernels)
     smallest = weights.as_float + weights.other
-    return (largest + smallest) // 2 if smallest - largest > KERNELS else None
+    return (largest + smallest) // 2 if smallest - largest > kernels else None
 
 
-def check_size(size: int, weights: Weights, request: BuildRequest) -> None:
-    """Checks that an engine is as small as its quantized weights make it.
+def check_size(size: int, weights: Weights, layers: int, request: BuildRequest) -> int | None:
+    """Checks that an engine is as small as its quantized weights make it, and returns the limit, if there is one.
 
     Raises:
         BackendError: It has the size of the float weights.
     """
     if request.options.strip_weights:
-        return
-    limit = size_limit(weights, len(request.profiles))
+        return None
+    limit = size_limit(weights, layers, len(request.profiles))
     if limit is not None and size > limit:
         raise request.fail(
             f"the engine has {size:,} bytes; with {weights.quantized:,} bytes of quantized weights it should have "
             f"less than {limit:,}: its weights are not quantized.",
             "this TensorRT computes the graph in float: convert for fp16, or update TensorRT",
         )
+    return limit

@@ -89,6 +89,8 @@ class Sidecar:
         precisions: Number of layers per precision.
         weights: Bytes of quantized weights, of the same in float, and of the other weights.
         size: Bytes of the engine.
+        size_limit: Bytes from which on its quantized weights would be float ones; None when they are too few for
+            the size to tell.
         sha256: Digest of the engine.
         seconds: Of the build.
     """
@@ -109,6 +111,7 @@ class Sidecar:
     precisions: Mapping[str, int]
     weights: Mapping[str, int]
     size: int
+    size_limit: int | None
     sha256: str
     seconds: float
 
