@@ -100,6 +100,15 @@ def _single(node: ir.Node) -> Iterator[tuple[str, str]]:
         yield f"it takes no {kind.name.lower()}", "compute it in float32, with casts around it"
 
 
+def _product(node: ir.Node) -> Iterator[tuple[str, str]]:
+    left, right = dims(input_of(node, 0)), dims(input_of(node, 1))
+    if left and right and len(left) == 1 and len(right) > 2:
+        yield (
+            "a vector times a stack of matrices is not supported",
+            "give the vector a row axis: Unsqueeze, MatMul",
+        )
+
+
 def _clip(node: ir.Node) -> Iterator[tuple[str, str]]:
     if dtype(input_of(node, 0)) == ir.DataType.INT8:
         yield "it takes no int8", "clip before quantizing"
@@ -126,6 +135,7 @@ FORMS: Mapping[str, Callable[[ir.Node], Iterator[tuple[str, str]]]] = {
     "Range": _single,
     "Celu": _single,
     "Clip": _clip,
+    "MatMul": _product,
     "TensorScatter": _tensor_scatter,
 }
 """Operator -> (what is refused, what to do) for a node."""

@@ -590,6 +590,12 @@ CASES = (
         "note",
         node="y",
     ),
+    Case(
+        "vector times matrices",
+        "g (float[4] x, float[3,4,5] w) => (float[3,5] y) { y = MatMul(x, w) }",
+        "operator-form",
+        node="y",
+    ),
     # domains
     Case(
         "relu of another domain",
@@ -655,6 +661,15 @@ AS_IT_SHOULD_BE = (
         ACCEPTS,
         targets=("rtx-ada", "rtx-blackwell"),
         weights=cast_weights(ml_dtypes.float8_e4m3fn),
+        opset=21,
+    ),
+    Case(
+        "fp8 with a zero point that is fed",
+        """g (float[32,64] x, float8e4m3fn z) => (float[32,64] y) <float s = {0.1}> {
+            q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, s, z) }""",
+        None,
+        ACCEPTS,
+        targets=("rtx-ada", "rtx-blackwell"),
         opset=21,
     ),
     Case(
