@@ -203,6 +203,32 @@ SINCE = {
 OPSETS = {"8.5": 16, "8.6": 17, "10.0": 20, "10.9": 22, "10.13": 24}
 """Version of TensorRT -> newest opset that its parser was written for; versions between have that of the older."""
 
+BROADCAST_OPSET = 7
+"""ONNX has today's broadcasting from this opset on; the parser has no other."""
+
+BROADCASTS = tuple(
+    [
+        "Add",
+        "And",
+        "Div",
+        "Equal",
+        "Gemm",
+        "Greater",
+        "Less",
+        "Max",
+        "Mean",
+        "Min",
+        "Mul",
+        "Or",
+        "Pow",
+        "PRelu",
+        "Sub",
+        "Sum",
+        "Xor",
+    ]
+)
+"""Operators that broadcast their inputs."""
+
 SAME_ELSEWHERE = frozenset(
     {("com.microsoft", "Gelu"), ("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
 )

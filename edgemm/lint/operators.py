@@ -77,6 +77,14 @@ def check_versions(view: View, target: Target) -> Iterator[Finding]:
                 f"TensorRT knows it from {since} on; {releases(target, old)} it has not",
                 f"use a JetPack with TensorRT {since} or later, or rewrite it with other operators",
             )
+    for site in view.of(*data.BROADCASTS) if 0 < view.opset < data.BROADCAST_OPSET else ():
+        yield _found(
+            site,
+            "opset",
+            ERROR,
+            f"the model has opset {view.opset}; the parser refuses what broadcasts below {data.BROADCAST_OPSET}",
+            "export again, or convert the file with onnx.version_converter",
+        )
     old = [v for v in target.tensorrt if data.newest_opset(v) < view.opset]
     if old:
         yield Finding(

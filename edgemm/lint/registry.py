@@ -20,7 +20,7 @@ RULES = {
     "operator": "an operator that the builder does not know, or has no kernel or plugin for",
     "operator-domain": "an operator of another domain than ONNX's own",
     "operator-version": "an operator that not every TensorRT of the target knows",
-    "opset": "an opset that is newer than the parser",
+    "opset": "an opset that is newer than the parser, or too old for it",
     "operator-form": "an operator in a form that the parser refuses",
     "shape-input": "an input whose values decide a shape",
     "topk-limit": "a TopK that gives more than TensorRT can",

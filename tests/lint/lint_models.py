@@ -596,6 +596,7 @@ CASES = (
         "operator-form",
         node="y",
     ),
+    Case("old opset", "g (float[4] x) => (float[4] y) { r = Relu(x)  y = Add(r, x) }", "opset", node="y", opset=6),
     # domains
     Case(
         "relu of another domain",

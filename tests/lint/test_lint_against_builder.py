@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 import pytest
 from lint_models import ACCEPTS, AS_IT_SHOULD_BE, BUILDER, CASES, MATMUL_INT8, MATMUL_WEIGHTS, Case
@@ -92,6 +94,21 @@ def test_what_is_right_holds_int8_weights(builder: RealBuilder) -> None:
     wide = b'name="v_preCast.1"'  # the dequantized weight as a tensor of its own
     assert wide in plans["0"]
     assert wide not in plans["1"]
+
+
+@pytest.mark.slow
+def test_graphs_that_torch_exported_long_ago(builder: RealBuilder) -> None:
+    """The whole models among ONNX's tests, of opset 6 to 9."""
+    import onnx
+
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data"
+    models = [onnx.load(p) for p in sorted(folder.glob("pytorch-*/*/model.onnx"))]
+    target, told = find_target("rtx-ampere"), []
+    for model in models:
+        errors = [f for f in lint(ir.from_proto(model), target) if f.severity == "error"]
+        told.append((bool(errors), builder.verdict(model.SerializeToString(), 86) == ACCEPTS))
+    assert len(told) > 50
+    assert {(True, True), (False, False)} & set(told) == set()
 
 
 @pytest.mark.slow
