@@ -2,14 +2,21 @@
 
     python -m benchmarks.rewrites [NAME ...] [--seconds S] [--json OUT]
 
-Nodes are those that ONNX Runtime runs, after its own optimizations. Latency is measured interleaved at batch 1
-over evaluation samples, with one thread and with two, as a ratio to the exported graph; the difference is the
-largest absolute one of any output over those samples.
+Nodes are those that ONNX Runtime runs, after its own optimizations. Latency is measured at batch 1 over evaluation
+samples, with one thread and with two, as a ratio to the exported graph. The sessions of all forms take turns in
+short blocks whose medians are compared round by round. They are opened six times, in changing order, since where a
+session's memory lies moves its latency: the ratio is the median of the six, its interval the least and the largest
+(which hold the median over all openings with a confidence of 97 %). A second session on the exported graph,
+`again`, shows what is noise. Threads stop spinning after a run, so that no session waits for another's. The
+difference is the largest absolute one of any output over those samples. The load average of the machine, before
+and after, tells how much else ran.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +34,18 @@ from edgemm.data import open_samples
 from edgemm.export.model import ModelSource, load_model
 from edgemm.export.torch_onnx import ExportRequest, export_model
 from edgemm.graph import ExportedGraph
-from edgemm.pipeline.timing import latency_feeds, time_sessions
+from edgemm.pipeline.timing import latency_feeds
 from edgemm.rewrite import rewrite
 from edgemm.rewrite.prepare import prepare
-from edgemm.runtime.latency import ratio
 from edgemm.tensors import Feed, StateSpec
 
 THREADS = (1, 2)
+
+SESSIONS = 6
+"""Times that every session is opened within a measurement."""
+
+BLOCK = 5
+"""Runs of a session in its turn, after one that is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +55,16 @@ class Runner:
     session: onnxruntime.InferenceSession
     states: dict[str, np.ndarray]
 
-    def reset_state(self) -> None:
-        """There is nothing to forget."""
-
     def run(self, feed: Feed) -> list[np.ndarray]:
         """Returns the outputs in order."""
         outputs: list[np.ndarray] = self.session.run(None, {**self.states, **feed})
         return outputs
 
-    def run_timed(self, feed: Feed) -> tuple[list[np.ndarray], dict[str, float]]:
-        """Returns what `run` returns, and no times of parts."""
-        return self.run(feed), {}
-
 
 def options(threads: int) -> onnxruntime.SessionOptions:
-    """Returns default session options with `threads` threads."""
+    """Returns session options with `threads` threads that rest between runs."""
     result = onnxruntime.SessionOptions()
+    result.add_session_config_entry("session.force_spinning_stop", "1")
     result.intra_op_num_threads = threads
     result.log_severity_level = 3
     return result
@@ -97,20 +103,61 @@ def row(name: str, seconds: float) -> dict[str, Any]:
         if i.name in kept
     }
     result: dict[str, Any] = {"fixture": name, "nodes": {k: nodes(p) for k, p in payloads.items()}, "log": log}
+    result["load_average"] = [round(os.getloadavg()[0], 2)]
+    runners = {kind: open_runner(p, states, 1) for kind, p in payloads.items()}
+    result["max_abs"] = {k: _difference(runners["exported"], runners[k], feeds) for k in models}
+    payloads["again"] = payloads["exported"]
     for threads in THREADS:
-        chosen = options(threads)
-        runners = {
-            kind: Runner(onnxruntime.InferenceSession(p, chosen, providers=["CPUExecutionProvider"]), states)
-            for kind, p in payloads.items()
-        }
-        if threads == 1:
-            result["max_abs"] = {k: _difference(runners["exported"], runners[k], feeds) for k in models}
-        timings = time_sessions(runners, feeds, seconds=seconds)
-        found = {k: ratio(t.total, timings["exported"].total) for k, t in timings.items()}
-        result[f"threads_{threads}"] = {
-            k: {"ms": timings[k].ms, "ratio": r.value, "ratio_95": [r.low, r.high]} for k, r in found.items()
-        }
+        result[f"threads_{threads}"] = compare(payloads, states, feeds, threads, seconds)
+    result["load_average"].append(round(os.getloadavg()[0], 2))
     return result
+
+
+def open_runner(payload: bytes, states: dict[str, np.ndarray], threads: int) -> Runner:
+    """Returns a session of its own."""
+    chosen = options(threads)
+    return Runner(onnxruntime.InferenceSession(payload, chosen, providers=["CPUExecutionProvider"]), states)
+
+
+def compare(
+    payloads: dict[str, bytes], states: dict[str, np.ndarray], feeds: Sequence[Feed], threads: int, seconds: float
+) -> dict[str, Any]:
+    """Returns the median milliseconds of every form and its ratio to the exported graph."""
+    kinds = list(payloads)
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for number in range(SESSIONS):
+        order = kinds[number % len(kinds) :] + kinds[: number % len(kinds)]
+        runners = {kind: open_runner(payloads[kind], states, threads) for kind in order}
+        medians: dict[str, list[float]] = {kind: [] for kind in kinds}
+        end, at = time.perf_counter() + seconds / SESSIONS, 0
+        while time.perf_counter() < end or at < len(kinds):
+            for kind in kinds[at % len(kinds) :] + kinds[: at % len(kinds)]:
+                medians[kind].append(_block(runners[kind], feeds[at % len(feeds)]))
+            at += 1
+        for kind, found in medians.items():
+            times[kind] += found
+            ratios[kind].append(float(np.median(np.array(found) / medians["exported"])))
+    return {
+        kind: {
+            "ms": float(np.median(times[kind])) * 1e3,
+            "ratio": float(np.median(ratios[kind])),
+            "interval": [min(ratios[kind]), max(ratios[kind])],
+            "rounds": len(times[kind]),
+        }
+        for kind in kinds
+    }
+
+
+def _block(runner: Runner, feed: Feed) -> float:
+    """Returns the median seconds of a few runs."""
+    runner.run(feed)
+    times = []
+    for _ in range(BLOCK):
+        start = time.perf_counter()
+        runner.run(feed)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
 
 
 def _difference(a: Runner, b: Runner, feeds: Sequence[Feed]) -> float:
@@ -118,25 +165,51 @@ def _difference(a: Runner, b: Runner, feeds: Sequence[Feed]) -> float:
     return max(float(np.abs(x.astype(np.float64) - y).max(initial=0.0)) for x, y in pairs)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def slower(measured: dict[str, Any], kind: str) -> bool:
+    """Whether a form is slower than the exported graph by more than a second session on that is."""
+    low, high = measured["again"]["interval"]
+    return bool(measured[kind]["interval"][0] > max(1.0, high, 1 / low))
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
     """Prints the table."""
     table = Table(box=None, pad_edge=False)
-    columns = "fixture,nodes,rewritten,prepared,max-abs,ms,rewr. 1t,prep. 1t,rewr. 2t,prep. 2t"
-    for column in columns.split(","):
+    columns = ["fixture", "nodes", "rewr.", "prep.", "max-abs"]
+    columns += [f"{kind} {t}t" for t in THREADS for kind in ("ms", "again", "rewritten", "prepared")]
+    for column in columns:
         table.add_column(column, justify="left" if column == "fixture" else "right")
     for r in rows:
-        ratios = [f"{r[f'threads_{t}'][k]['ratio']:.2f}" for t in THREADS for k in ("rewritten", "prepared")]
+        cells = []
+        for t in THREADS:
+            measured = r[f"threads_{t}"]
+            cells.append(f"{measured['exported']['ms']:.3f}")
+            cells += [_ratio(measured, kind) for kind in ("again", "rewritten", "prepared")]
         table.add_row(
             r["fixture"],
             *(str(count) for count in r["nodes"].values()),
             f"{max(r['max_abs'].values()):.0e}",
-            f"{r['threads_1']['exported']['ms']:.3f}",
-            *ratios,
+            *cells,
         )
-    Console(width=120).print(table)
+    Console(width=170).print(table)
+    if len(rows) == 1:
+        return
     for threads in THREADS:
-        ratios = [r[f"threads_{threads}"]["prepared"]["ratio"] for r in rows]
-        print(f"geometric mean, prepared, {threads} thread(s): {np.exp(np.mean(np.log(ratios))):.3f}")
+        for kind in ("again", "rewritten", "prepared"):
+            ratios = [r[f"threads_{threads}"][kind]["ratio"] for r in rows]
+            print(f"geometric mean, {kind}, {threads} thread(s): {np.exp(np.mean(np.log(ratios))):.3f}")
+    late = [
+        f"{r['fixture']} {kind} {t}t"
+        for r in rows
+        for t in THREADS
+        for kind in ("rewritten", "prepared")
+        if slower(r[f"threads_{t}"], kind)
+    ]
+    print(f"slower than as exported, beyond noise: {', '.join(late) or 'none'}")
+
+
+def _ratio(measured: dict[str, Any], kind: str) -> str:
+    low, high = measured[kind]["interval"]
+    return f"{measured[kind]['ratio']:.2f} [{low:.2f} {high:.2f}]"
 
 
 if __name__ == "__main__":
