@@ -127,6 +127,7 @@ def test_float_graph(version: str, tmp_path: Path) -> None:
         (1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)),)
     ]
     assert machine.called("IBuilderConfig.set_flag") == []
+    assert len(machine.called("init_libnvinfer_plugins")) == (version in CLASSIC)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -343,6 +344,14 @@ def test_timing_cache_is_kept_on_classic_only(version: str, tmp_path: Path) -> N
     build(fake_module(version, Machine(timing_fits=False)), version, tmp_path, timing_cache=cache)
     assert cache.read_bytes() == b"timed;"
     assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
+
+
+def test_engine_is_kept_when_its_timings_are_not(tmp_path: Path) -> None:
+    cache = tmp_path / "nowhere" / "timing.cache"
+    asked = request(OLDEST, write(ENCODER, tmp_path), timing_cache=cache)
+    sidecar, warnings = build_plan(fake_module(OLDEST), asked, tmp_path / "e")
+    assert warnings == ("timing cache 'timing.cache' is not kept: No such file or directory",)
+    assert (tmp_path / "e").stat().st_size == sidecar.size
 
 
 @pytest.mark.parametrize("version", VERSIONS)

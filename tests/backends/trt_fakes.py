@@ -125,7 +125,21 @@ def fake_module(version: str, machine: Machine | None = None) -> Any:
     for name, members in data["classes"].items():
         if name not in data["enums"]:
             setattr(module, name, _class(module, name, members))
+    for name in data["functions"]:
+        setattr(module, name, _function(module, name))
     return module
+
+
+FUNCTIONS = {"init_libnvinfer_plugins": [["logger", "namespace"]]}
+"""Signatures of functions that may be called: snapshots have their names only."""
+
+
+def _function(module: Any, name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> bool:
+        module.machine.calls.append((name, bind(name, FUNCTIONS[name], args, kwargs)))
+        return True
+
+    return call
 
 
 def make(module: Any, name: str, /, **facts: Any) -> Any:

@@ -72,7 +72,7 @@ def quantize(model: ir.Model, *, joins: bool = True, scale: float = 0.05) -> ir.
 def _weight(editor: Editor, node: ir.Node, array: np.ndarray) -> ir.Value:
     axis = weight_axis(node)
     other = tuple(a for a in range(array.ndim) if a != axis)
-    scales = np.maximum(np.abs(array).max(other), 1e-6).astype(np.float32) / 127
+    scales = np.maximum(np.abs(array).max(other).astype(np.float32) / 127, np.float32(2**-14))  # not 0 in float16
     shape = [-1 if a == axis else 1 for a in range(array.ndim)]
     q = np.clip(np.rint(array / scales.reshape(shape)), -127, 127).astype(np.int8)
     name = f"{node.name or node.outputs[0].name}/weight"
@@ -90,13 +90,17 @@ def half(model: ir.Model) -> ir.Model:
     model = model.clone()
     graph, editor = model.graph, Editor(model)
     full, small = int(ir.DataType.FLOAT), int(ir.DataType.FLOAT16)
-    for value in list(graph.initializers.values()):
-        if value.dtype == ir.DataType.FLOAT:
-            tensor = ir.tensor(value.const_value.numpy().astype(np.float16), name=value.name)
-            value.const_value, value.type = tensor, ir.TensorType(ir.DataType.FLOAT16)
-    for node in graph:
+    for part in model.graphs():
+        for value in part.initializers.values():
+            if value.dtype == ir.DataType.FLOAT:
+                value.const_value = _halved(value.const_value)
+                value.type = ir.TensorType(ir.DataType.FLOAT16)
+    for node in graph.all_nodes():
         if node.op_type == "Cast" and node.attributes["to"].as_int() == full:
             node.attributes["to"] = ir.AttrInt64("to", small)
+        given = node.attributes.get("value") if node.op_type in ("Constant", "ConstantOfShape") else None
+        if given is not None and given.as_tensor().dtype == ir.DataType.FLOAT:
+            node.attributes["value"] = ir.AttrTensor("value", _halved(given.as_tensor()))
         for value in node.outputs:
             if value.dtype == ir.DataType.FLOAT:
                 value.type = ir.TensorType(ir.DataType.FLOAT16)
@@ -117,3 +121,8 @@ def half(model: ir.Model) -> ir.Model:
             graph.append(node)
             graph.outputs[index] = node.outputs[0]
     return model
+
+
+def _halved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    array = np.clip(tensor.numpy(), -65504, 65504)  # masks are as low as they can be
+    return ir.tensor(array.astype(np.float16), name=tensor.name)

@@ -118,7 +118,10 @@ def _build(trt: Any, builder: Any, network: Any, config: Any, onnx: OnnxFile, re
         raise builder_failure(log.messages, onnx, request, title(trt))
     log.messages[:0] = before
     if cache is not None:
-        keep_timing_cache(config, cache)
+        try:
+            keep_timing_cache(config, cache)
+        except OSError as error:  # no reason to throw the engine away
+            log.messages.append(("WARNING", f"timing cache '{cache.name}' is not kept: {error.strerror or error}"))
     return plan
 
 

@@ -62,6 +62,10 @@ _HINTS = (
         r"no tactics|workspace|insufficient memory",
         "allow more scratch memory: leave --max-memory out, or raise it",
     ),
+    (
+        r"cannot be negative|output dimension",
+        "the smallest sizes of a profile are too small for this node: raise their minimum",
+    ),
     (r"decompos", "cast the attention to fp16, or write it with MatMul and Softmax"),
     (r"libnvinfer_lean", "leave version compatibility out: the lean runtime is not installed"),
     (r"no optimization profile|dynamic or shape inputs", "give a range for every dynamic size"),

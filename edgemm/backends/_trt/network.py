@@ -9,7 +9,7 @@ from typing import Any
 from edgemm.backends._trt.messages import errors_of, parser_failure
 from edgemm.backends._trt.onnx_file import OnnxFile
 from edgemm.backends._trt.request import PRECISIONS, BuildRequest
-from edgemm.runtime._trt.module import dtype_name, has, logger, title
+from edgemm.runtime._trt.module import dtype_name, has, is_rtx, logger, title
 from edgemm.runtime._trt.sidecar import LayerPrecision
 from edgemm.tensors import TensorSpec
 
@@ -33,6 +33,10 @@ def make_builder(trt: Any, request: BuildRequest) -> Any:
     log = logger(trt)
     log.messages.clear()
     try:
+        if has(trt, "init_libnvinfer_plugins") and not is_rtx(trt):  # RTX has none to load
+            trt.init_libnvinfer_plugins(
+                log, ""
+            )  # some ONNX operators are plugins: InstanceNormalization, RoiAlign
         return trt.Builder(log)
     except (TypeError, RuntimeError) as error:
         said = errors_of(log.messages) or [text for _, text in log.messages] or [str(error)]
