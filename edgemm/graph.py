@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgemm.errors import BackendError
 from edgemm.tensors import IOSpec
 
 
@@ -159,16 +160,33 @@ def on_disk(model: ir.Model) -> Iterator[Path]:
     140 MB takes 90 MB of memory this way and 400 MB from bytes. What is mapped stays readable after the block.
 
     Raises:
-        OSError: There is no room in the temporary folder (`TMPDIR`).
+        BackendError: There is no room in the temporary folder (`TMPDIR`).
     """
     with tempfile.TemporaryDirectory(prefix="edgemm-") as temporary:
         folder = _home(model) or Path(temporary)
         path = folder / f"{Path(temporary).name}.onnx"
-        write_mapped(model, path)
+        with room_in(folder, "a temporary copy of the model"):
+            write_mapped(model, path)
         try:
             yield path
         finally:
             remove_mapped(path)
+
+
+@contextmanager
+def room_in(folder: Path, what: str) -> Iterator[None]:
+    """Says what there is no room for when the block cannot write.
+
+    Raises:
+        BackendError: The block could not write.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BackendError(
+            f"{folder}: no room for {what}: {error.strerror or error}.",
+            hint="free some space there, or name another folder in the variable TMPDIR",
+        ) from error
 
 
 def write_mapped(model: ir.Model, path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,7 +59,7 @@ class OnnxFileBackend(ABC):
                 hint=did_you_mean(target, TARGETS, "use --target cpu"),
             )
         size = _checked_size(model)
-        with room_in(file.parent, f"an engine of {size:,} bytes"), file.open("wb") as stream:
+        with graph.room_in(file.parent, f"an engine of {size:,} bytes"), file.open("wb") as stream:
             graph.write(model, stream)
         try:
             version = self.prove(file, model.graph.name or "model")
@@ -87,7 +85,7 @@ class OnnxFileBackend(ABC):
             BackendError: That would be over 2 GB, or there is no room for it.
         """
         size = _checked_size(model)
-        with room_in(file.parent, f"an engine of {size:,} bytes"):
+        with graph.room_in(file.parent, f"an engine of {size:,} bytes"):
             graph.write_mapped(model, file)
         return size
 
@@ -114,22 +112,6 @@ def _checked_size(model: ir.Model) -> int:
     if size > MAX_BYTES:
         raise _too_large(name, size)
     return size
-
-
-@contextmanager
-def room_in(folder: Path, what: str) -> Iterator[None]:
-    """Says what there is no room for when the block cannot write.
-
-    Raises:
-        BackendError: The block could not write.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise BackendError(
-            f"{folder}: no room for {what}: {error.strerror or error}.",
-            hint="free some space there, or name another folder in the variable TMPDIR",
-        ) from error
 
 
 def _too_large(name: str, size: int) -> BackendError:

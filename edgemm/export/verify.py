@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgemm import _optional
 from edgemm.compare import ParityReport
 from edgemm.data import Sample, make_feed
-from edgemm.errors import ExportError, ParityError
+from edgemm.errors import EdgemmError, ExportError, ParityError
 from edgemm.export.archive import first_line
 from edgemm.export.batching import Run, Tolerance
 from edgemm.export.feeds import Feeds, cast_row
@@ -40,6 +40,8 @@ class OrtRunner:
         options.add_session_config_entry("session.force_spinning_stop", "1")  # it takes turns with torch
         try:
             self._session = _open(ort, model, options)
+        except EdgemmError:
+            raise
         except Exception as error:
             raise _cannot_run(model, error) from error
         self._outputs = [output.name for output in self._session.get_outputs()]

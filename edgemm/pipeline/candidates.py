@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from edgemm.backends.payload import room_in
 from edgemm.backends.registry import get_backend
 from edgemm.bundle import EngineEntry, Manifest, Variant
 from edgemm.data import checked_sizes
-from edgemm.graph import ExportedGraph, let_go, load, move_weights, remove_mapped
+from edgemm.graph import ExportedGraph, let_go, load, move_weights, remove_mapped, room_in
 from edgemm.memory import give_back_memory
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.engines import EngineKind

@@ -5,7 +5,6 @@ The device has its own session (`edgemm.runtime`); this one can look inside a st
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,11 +189,5 @@ def open_session(model: ir.Model, *, arena: bool = True) -> Any:
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        with on_disk(model) as path:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except OSError as error:
-        raise BackendError(
-            f"{tempfile.gettempdir()}: no room for a temporary copy of the model: {error.strerror or error}.",
-            hint="free some space there, or name another folder in the variable TMPDIR",
-        ) from error
+    with on_disk(model) as path:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
