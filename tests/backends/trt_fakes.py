@@ -10,9 +10,10 @@ weights have.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -112,22 +113,41 @@ class Fake:
         object.__setattr__(self, name, value)
 
 
+class FakeModule(ModuleType):
+    """A module whose classes, enums and functions are made when they are asked for."""
+
+    def __init__(self, version: str, machine: Machine) -> None:
+        self._snapshot = snapshot(version)
+        super().__init__(self._snapshot["module"])
+        self.__version__, self.machine = self._snapshot["version"], machine
+
+    def __getattr__(self, name: str) -> Any:
+        data = self._snapshot
+        if name in data["enums"]:
+            made: Any = _enum(name, data["enums"][name])
+        elif name in data["classes"]:
+            made = _class(self, name, data["classes"][name])
+        elif name in data["functions"]:
+            made = _function(self, name)
+        else:
+            raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
+        setattr(self, name, made)
+        return made
+
+
+@functools.cache
+def snapshot(version: str) -> dict[str, Any]:
+    return json.loads((SNAPSHOTS / f"{version}.json").read_text())
+
+
 def fake_module(version: str, machine: Machine | None = None) -> Any:
     """Returns the module of a snapshot; `machine` is kept as its `machine`."""
-    data = json.loads((SNAPSHOTS / f"{version}.json").read_text())
-    module: Any = ModuleType(data["module"])
-    module.__version__, module.machine = data["version"], machine or Machine()
-    numbers = random.Random(version)
-    for name, members in data["enums"].items():
-        order = numbers.sample(range(3, 30 + len(members)), len(members))
-        values = {m: Member(name, m, n) for m, n in zip(members, order, strict=True)}
-        setattr(module, name.rpartition(".")[2], type(name, (), values))
-    for name, members in data["classes"].items():
-        if name not in data["enums"]:
-            setattr(module, name, _class(module, name, members))
-    for name in data["functions"]:
-        setattr(module, name, _function(module, name))
-    return module
+    return FakeModule(version, machine or Machine())
+
+
+def _enum(name: str, members: list[str]) -> type:
+    order = random.Random(f"{name} {members}").sample(range(3, 30 + len(members)), len(members))
+    return type(name, (), {m: Member(name, m, n) for m, n in zip(members, order, strict=True)})
 
 
 FUNCTIONS = {"init_libnvinfer_plugins": [["logger", "namespace"]]}
@@ -425,10 +445,3 @@ BEHAVIOUR: dict[str, Callable[..., Any]] = {
     "IBuilderConfig.can_run_on_DLA": _can_run,
     "ITimingCache.serialize": lambda m, self: Memory(self._facts["content"]),
 }
-
-
-def members(module: Any) -> Iterator[tuple[str, list[str]]]:
-    """Yields every class with its members."""
-    for name, value in vars(module).items():
-        if isinstance(value, type):
-            yield name, [m for m in vars(value) if not m.startswith("_")]
