@@ -8,7 +8,8 @@ from edgemm.backends._trt.messages import clean, errors_of, hint_for, warnings_o
 
 TOPK = (
     "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (ITopKLayer tk: tk: K exceeds the maximum "
-    "value allowed (3840). In processCheck at /_src/optimizer/shapeof/graphShapeAnalyzer.cpp:1066 In analyzeShapes at "
+    "value allowed (3840). In processCheck at /_src/optimizer/shapeof/graphShapeAnalyzer.cpp:1066 In "
+    "analyzeShapes at "
     "/_src/optimizer/shapeof/graphShapeAnalyzer.cpp:2825)"
 )
 TURING = (
@@ -17,8 +18,10 @@ TURING = (
     "/_src/optimizer/myelin/codeGenerator.cpp:2012)"
 )
 NMS = (
-    "[tacticSupply.cpp::getSupportedFormats::48] Error Code 2: Internal Error (Assertion !layerImpls.empty() "
-    "failed. nms_0 has no runners that implement it In getSupportedFormats at /_src/optimizer/builder/tacticSupply.cpp:48)"
+    "[tacticSupply.cpp::getSupportedFormats::48] Error Code 2: Internal Error (Assertion "
+    "!layerImpls.empty() "
+    "failed. nms_0 has no runners that implement it In getSupportedFormats at "
+    "/_src/optimizer/builder/tacticSupply.cpp:48)"
 )
 TYPES = (
     "Invalid Node - bad\nITensor::getDimensions: Error Code 4: API Usage Error (bad: IMatrixMultiplyLayer must "
