@@ -111,18 +111,44 @@ def test_graphs_that_torch_exported_long_ago(builder: RealBuilder) -> None:
     assert {(True, True), (False, False)} & set(told) == set()
 
 
+FIXTURES = {"riann": (1, 2, 4), "voice_filter": (1, 2, 4), "wake_mel": (4_000, 16_000, 32_000)}
+FIXTURES |= {"wake_embedding": (1, 2, 4), "wake_word": (1, 2, 4)}
+"""Published ONNX files -> smallest, usual and largest size of every open dimension."""
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", FIXTURES)
+def test_published_models(name: str, builder: RealBuilder) -> None:
+    from benchmarks.fixtures import build
+
+    path = build(name).model
+    model = ir.load(path)
+    shapes = {
+        v.name: [tuple(d if isinstance(d, int) else size for d in v.shape) for size in FIXTURES[name]]
+        for v in model.graph.inputs
+        if v.shape is not None and not v.shape.is_static()
+    }
+    for target in map(find_target, ("rtx-turing", "rtx-ampere", "rtx-ada", "rtx-blackwell")):
+        errors = [f for f in lint(model, target) if f.severity == "error"]
+        assert target.sm is not None
+        built = builder.verdict(path.read_bytes(), target.sm, shapes) == ACCEPTS
+        assert built == (not errors), f"{target.name}: {errors}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rtx-turing", "rtx-ampere", "rtx-ada", "rtx-blackwell"])
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_s_own_node_tests(builder: RealBuilder) -> None:
+def test_onnx_s_own_node_tests(name: str, builder: RealBuilder) -> None:
     """No error on what builds, and nearly all of what is refused foreseen, over every operator that ONNX tests."""
     from onnx.backend.test.case.node import collect_testcases
 
-    target, wrong, missed, refused = find_target("rtx-ampere"), [], [], 0
+    target, wrong, missed, refused = find_target(name), [], [], 0
+    assert target.sm is not None
     for test in collect_testcases(None):
         if test.model is None or _lacks_profile(test.model):
             continue
         errors = [f for f in lint(ir.from_proto(test.model), target) if f.severity == "error"]
-        built = builder.verdict(test.model.SerializeToString(), 86) == ACCEPTS
+        built = builder.verdict(test.model.SerializeToString(), target.sm) == ACCEPTS
         refused += not built
         if built and errors:
             wrong.append((test.name, errors[0]))
