@@ -9,6 +9,7 @@ families of rules; `bundle` runs them over every engine of a bundle.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgemm.lint.findings import ERROR, NOTE, SEVERITIES, WARNING, Finding
@@ -45,7 +46,17 @@ def lint(model: ir.Model, target: Target, profiles: Profiles | None = None) -> t
 
     view = open_view(model)
     found = list(run_checks(view, target))
+    if target.builder == "ort-tensorrt":
+        found = [_fall_back(f) for f in found]
     if profiles is not None:
         found += check_profiles(inputs_of(view), profiles)
     order = {site.name: index for index, site in enumerate(view.sites)}
     return tuple(sorted(dict.fromkeys(found), key=lambda f: (SEVERITIES.index(f.severity), order.get(f.node, -1))))
+
+
+def _fall_back(finding: Finding) -> Finding:
+    """Returns an error as the warning that it is where ONNX Runtime runs elsewhere what TensorRT refuses."""
+    if finding.severity != ERROR or finding.rule == "quantized-type":
+        return finding  # quantized-type may be taken without a word, and nothing falls back then
+    reason = f"{finding.reason}; ONNX Runtime then runs it outside of TensorRT"
+    return replace(finding, severity=WARNING, reason=reason)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgemm.lint.findings import ERROR, NOTE, WARNING, Finding
 from edgemm.lint.operator_data import version_tuple
-from edgemm.lint.operators import FALLS_BACK, releases
+from edgemm.lint.operators import releases
 from edgemm.lint.view import Site, View, attribute, constant, dims, dtype, input_of, is_constant, standard
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def check_forms(view: View, target: Target) -> Iterator[Finding]:
     """Yields operators in a form that the parser refuses."""
     for site in view.of(*FORMS):
         for reason, fix in FORMS[site.node.op_type](site.node) if standard(site.node) else ():
-            yield _found(site, "operator-form", target, f"the parser refuses it: {reason}", fix)
+            yield _found(site, "operator-form", f"the parser refuses it: {reason}", fix)
     for site in view.of(*CONSTANT_INPUTS):
         index, name = CONSTANT_INPUTS[site.node.op_type]
         value = input_of(site.node, index)
@@ -188,7 +188,6 @@ def check_forms(view: View, target: Target) -> Iterator[Finding]:
             yield _found(
                 site,
                 "operator-form",
-                target,
                 f"the parser refuses {name} that are computed",
                 f"make {name} constant",
             )
@@ -199,7 +198,6 @@ def check_forms(view: View, target: Target) -> Iterator[Finding]:
                 yield _found(
                     site,
                     "operator-form",
-                    target,
                     f"the parser refuses it: the float input '{value.name}' of the model decides a size",
                     "make it an integer, or a constant",
                 )
@@ -212,7 +210,7 @@ def _scatter_elements(view: View, target: Target) -> Iterator[Finding]:
     for site in view.of("ScatterElements"):
         for reason, fix in _scatter(site.node):
             if target.builder == "tensorrt-rtx":
-                yield _found(site, "operator-form", target, f"the parser refuses it: {reason}", fix)
+                yield _found(site, "operator-form", f"the parser refuses it: {reason}", fix)
             old = [v for v in target.tensorrt if version_tuple(v) < (10, 0)]
             if old:
                 reason = f"{reason} before TensorRT 10.0: {releases(target, old)}"
@@ -255,7 +253,6 @@ def check_topk(view: View, target: Target) -> Iterator[Finding]:
         yield _found(
             site,
             "topk-limit",
-            target,
             f"k is {int(count.flat[0]):,}; the build fails above {TOPK_LIMIT:,}, after the parser took it",
             f"take at most {TOPK_LIMIT:,}, or select in two steps",
         )
@@ -271,7 +268,6 @@ def check_loops(view: View, target: Target) -> Iterator[Finding]:
             yield _found(
                 site,
                 "loop-condition",
-                target,
                 "its condition is left out and its body reads it: the parser refuses a node in there and does not "
                 "say that the Loop is the cause",
                 "give the Loop a constant condition of true",
@@ -293,7 +289,6 @@ def check_attention_kernels(view: View, target: Target) -> Iterator[Finding]:
         found = _found(
             site,
             "attention-kernel",
-            target,
             f"Attention {why} has no kernel: the parser takes it and the build fails"
             + ("" if known else " with TensorRT-RTX (not tried with this TensorRT)"),
             "compute it in fp16 or bf16, or write it out as MatMul, Softmax, MatMul",
@@ -331,16 +326,6 @@ def _outputs(node: ir.Node) -> int:
     return sum(bool(o.name) for o in node.outputs)
 
 
-def _found(site: Site, rule: str, target: Target, reason: str, fix: str) -> Finding:
-    falls_back = target.builder == "ort-tensorrt"
+def _found(site: Site, rule: str, reason: str, fix: str) -> Finding:
     tensor = next((o.name for o in site.node.outputs if o.name), "")
-    return Finding(
-        rule,
-        WARNING if falls_back else ERROR,
-        reason + (FALLS_BACK if falls_back else ""),
-        fix,
-        site.name,
-        site.op,
-        tensor,
-        site.scope,
-    )
+    return Finding(rule, ERROR, reason, fix, site.name, site.op, tensor, site.scope)

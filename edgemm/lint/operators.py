@@ -12,7 +12,6 @@ from edgemm.lint.view import Site, View, standard
 if TYPE_CHECKING:
     from edgemm.backends.targets import Target
 
-FALLS_BACK = "; ONNX Runtime then runs it, and what follows, outside of TensorRT"
 _REWRITE = "rewrite the layer that makes it with other operators, or keep its stage on another backend"
 
 
@@ -31,7 +30,7 @@ def check_operators(view: View, target: Target) -> Iterator[Finding]:
             reason = "TensorRT's parser does not know it"
         else:
             continue
-        yield _found(site, "operator", _severity(target), reason + _suffix(target), _advice(op))
+        yield _found(site, "operator", ERROR, reason, _advice(op))
 
 
 def check_domains(view: View, target: Target) -> Iterator[Finding]:
@@ -54,10 +53,9 @@ def check_domains(view: View, target: Target) -> Iterator[Finding]:
             yield _found(
                 site,
                 "operator-domain",
-                WARNING if plugin else _severity(target),
+                WARNING if plugin else ERROR,
                 f"the parser finds no plugin called '{node.op_type}'"
-                + (" unless it is registered on the device" if plugin else "")
-                + _suffix(target),
+                + (" unless it is registered on the device" if plugin else ""),
                 _advice(node.op_type),
             )
 
@@ -103,14 +101,6 @@ def releases(target: Target, versions: list[str]) -> str:
         packs = ", ".join(j.version for j in target.jetpacks if j.tensorrt == version)
         texts.append(f"{version} (JetPack {packs})")
     return "TensorRT " + ", ".join(texts)
-
-
-def _severity(target: Target) -> str:
-    return WARNING if target.builder == "ort-tensorrt" else ERROR
-
-
-def _suffix(target: Target) -> str:
-    return FALLS_BACK if target.builder == "ort-tensorrt" else ""
 
 
 def _advice(op: str) -> str:
