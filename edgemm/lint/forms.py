@@ -7,6 +7,7 @@ TensorRT shares.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -293,13 +294,7 @@ def check_attention_kernels(view: View, target: Target) -> Iterator[Finding]:
             + ("" if known else " with TensorRT-RTX (not tried with this TensorRT)"),
             "compute it in fp16 or bf16, or write it out as MatMul, Softmax, MatMul",
         )
-        yield (
-            found
-            if known
-            else Finding(
-                found.rule, WARNING, found.reason, found.fix, site.name, site.op, found.tensor, site.scope
-            )
-        )
+        yield found if known else replace(found, severity=WARNING)
 
 
 def _is_plain(node: ir.Node) -> bool:

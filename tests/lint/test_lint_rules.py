@@ -169,3 +169,18 @@ class TestWorth:
         text = MATMUL_INT8.replace("[32,64] x", f"[{rows},{inner}] x").replace("[32,64] y", f"[{rows},{outer}] y")
         (note,) = self.findings("int8 product", text=text, weights=weights)
         assert reason in note.reason
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["jetson-orin-nano", "ort-tensorrt"])
+def test_every_operator_that_onnx_tests_is_read(name: str) -> None:
+    """Sequences, options, strings and functions included; nothing raises, and every finding is of a known rule."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    target, rules = find_target(name), set()
+    for test in collect_testcases(None):
+        if test.model is not None:
+            rules |= {f.rule for f in lint(ir.from_proto(test.model), target)}
+    assert rules <= set(RULES)
+    assert {"operator", "operator-form", "tensor-type", "zero-point", "double"} <= rules
