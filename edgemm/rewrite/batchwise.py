@@ -81,14 +81,18 @@ def knows(node: ir.Node) -> bool:
     return node.domain == "" and node.op_type in _RULES
 
 
-def longer(value: ir.Value, place: Place, times: int) -> list[Dim | None] | None:
-    """Returns the dimensions of `value` with a batch that is `times` as long, or None if they are unknown."""
+def sizes(value: ir.Value, place: Place, batch: Dim) -> list[Dim | None] | None:
+    """Returns the dimensions of `value`, None for unknown ones, or None if not even their number is known."""
     if value.shape is None:
         return None
     result = [dims.read(d) for d in value.shape]
-    here = result[place.axis]
-    result[place.axis] = here * Dim(times) if here is not None else None
+    result[place.axis] = place.outer * batch * place.inner
     return result
+
+
+def longer(value: ir.Value, place: Place, batch: Dim, times: int) -> list[Dim | None] | None:
+    """Returns the dimensions of `value` with a batch that is `times` as long."""
+    return sizes(value, place, batch * Dim(times))
 
 
 def joined_axis(step: Step, slot: int) -> int | None:
@@ -105,18 +109,28 @@ def joined_axis(step: Step, slot: int) -> int | None:
     return axis if axis >= 0 and shape[axis] == step.batch else None
 
 
-def target(node: ir.Node, place: Place, result: Place, times: int) -> list[int] | None:
-    """Returns the shape with which a Reshape does the same to a longer batch, or None if no constant does."""
-    source, wanted = node.inputs[0], node.outputs[0]
-    if source is None:
+def target(node: ir.Node, places: Sequence[Place], batch: Dim, times: int) -> list[int] | None:
+    """Returns the shape with which a Reshape does the same to a longer batch, or None if no constant does.
+
+    `places` are those of the batch in what it reads and in its result.
+    """
+    source, wanted = node.inputs[0], _reshaped(node, places[0], batch)
+    before = longer(source, places[0], batch, times) if source is not None else None
+    if before is None or wanted is None:
         return None
-    before, after = longer(source, place, times), longer(wanted, result, times)
-    if before is None or after is None:
-        return None
-    known, sought = [d for d in before if d is not None], [d for d in after if d is not None]
-    if len(known) < len(before) or len(sought) < len(after):
-        return None
-    return dims.target(known, sought)
+    after = list(wanted)
+    after[places[1].axis] *= Dim(times)
+    return None if None in before else dims.target([d for d in before if d is not None], after)
+
+
+def _reshaped(node: ir.Node, place: Place, batch: Dim) -> tuple[Dim, ...] | None:
+    """Returns the dimensions of what a Reshape or Flatten gives, or None."""
+    numbers = build.integers(node.inputs[1]) if len(node.inputs) > 1 else None
+    source = sizes(node.inputs[0], place, batch) if node.inputs[0] is not None else None
+    known = [d for d in source or () if d is not None]
+    if numbers is None or source is None or len(known) < len(source):
+        return dims.of(node.outputs[0])
+    return dims.reshaped(known, [Dim(n) for n in numbers], bool(node.attributes.get_int("allowzero", 0)))
 
 
 # -- one function per kind of operator -------------------------------------------------------------------------
@@ -217,35 +231,33 @@ def _transpose(step: Step) -> Places | None:
     place, rank = step.inputs[0], step.rank(0)
     if place is None or rank is None:
         return None
-    perm: Sequence[int] | None = step.node.attributes.get_ints("perm", None)
-    perm = list(perm if perm is not None else range(rank)[::-1])
-    return (replace(place, axis=perm.index(place.axis)),)
-
-
-def _unsqueeze(step: Step) -> Places | None:
-    place, rank, axes = step.inputs[0], step.rank(0), step.axes(1)
-    if not step.only(0) or place is None or rank is None or axes is None:
-        return None
-    total = rank + len(axes)
-    new = {a % total for a in axes}
-    return (replace(place, axis=[i for i in range(total) if i not in new][place.axis]),)
+    perm = step.node.attributes.get_ints("perm", range(rank)[::-1])
+    return (replace(place, axis=list(perm).index(place.axis)),)
 
 
 def _squeeze(step: Step) -> Places | None:
+    """Takes dimensions of 1 away or puts them in; that of the batch stays."""
     place, rank, axes = step.inputs[0], step.rank(0), step.axes(1)
     if not step.only(0) or place is None or rank is None or axes is None:
         return None
+    if step.node.op_type == "Unsqueeze":
+        total = rank + len(axes)
+        new = {a % total for a in axes}
+        return (replace(place, axis=[i for i in range(total) if i not in new][place.axis]),)
     gone = {a % rank for a in axes}
     return None if place.axis in gone else (replace(place, axis=place.axis - sum(a < place.axis for a in gone)),)
 
 
 def _reshape(step: Step) -> Places | None:
     """Keeps the order of the elements, so the batch has the same elements in front of it and behind it."""
-    place = step.inputs[0]
-    source, wanted = dims.of(step.node.inputs[0]), dims.of(step.node.outputs[0])
-    if not step.only(0) or place is None or source is None or wanted is None:
+    place, data = step.inputs[0], step.node.inputs[0]
+    if not step.only(0) or place is None or data is None or data.shape is None:
         return None
-    ahead = product(source[: place.axis]) * place.outer
+    front = [dims.read(d) for d in data.shape[: place.axis]]
+    wanted = _reshaped(step.node, place, step.batch)
+    if None in front or wanted is None:
+        return None
+    ahead = product(d for d in front if d is not None) * place.outer
     found: list[Place] = []
     for axis, dim in enumerate(wanted):
         outer = ahead.over(product(wanted[:axis]))
@@ -258,19 +270,15 @@ def _reshape(step: Step) -> Places | None:
         return None
     if step.node.op_type == "Flatten":
         return (chosen,) if chosen.axis == 0 and place.axis < step.node.attributes.get_int("axis", 1) else None
-    return (chosen,) if target(step.node, place, chosen, step.times) is not None else None
+    return (chosen,) if target(step.node, (place, chosen), step.batch, step.times) is not None else None
 
 
 def _concat(step: Step) -> Places | None:
+    """Puts together or (Split) takes apart along another axis."""
     place, rank = step.inputs[0], step.rank(0)
-    if place is None or rank is None or any(p != place for p in step.inputs):
+    if place is None or rank is None:
         return None
-    return None if step.node.attributes.get_int("axis", 0) % rank == place.axis else (place,)
-
-
-def _split(step: Step) -> Places | None:
-    place, rank = step.inputs[0], step.rank(0)
-    if not step.only(0) or place is None or rank is None:
+    if step.node.op_type == "Concat" and any(p != place for p in step.inputs):
         return None
     axis = step.node.attributes.get_int("axis", 0) % rank
     return None if axis == place.axis else (place,) * len(step.node.outputs)
@@ -310,9 +318,8 @@ def _pad(step: Step) -> Places | None:
         pads = build.integers(step.node.inputs[1]) if len(step.node.inputs) > 1 else None
     if not step.only(0) or place is None or rank is None or pads is None or len(pads) != 2 * rank:
         return None
-    if len(step.node.inputs) > 3 and step.node.inputs[3] is not None:
-        return None
-    return None if pads[place.axis] or pads[place.axis + rank] else (place,)
+    chosen = len(step.node.inputs) > 3 and step.node.inputs[3] is not None
+    return None if chosen or pads[place.axis] or pads[place.axis + rank] else (place,)
 
 
 def _expand(step: Step) -> Places | None:
@@ -378,12 +385,12 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys((*_SOFTMAX, "LayerNormalization", "RMSNormalization", "LpNormalization"), _along),
     **dict.fromkeys(_REDUCTIONS.split(), _reduce),
     "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze,
+    "Unsqueeze": _squeeze,
     "Squeeze": _squeeze,
     "Reshape": _reshape,
     "Flatten": _reshape,
     "Concat": _concat,
-    "Split": _split,
+    "Split": _concat,
     "Slice": _slice,
     "Gather": _gather,
     "Pad": _pad,

@@ -220,11 +220,12 @@ def _merge(graph: ir.Graph, region: Region, opset: int) -> None:
     whole: dict[ir.Value, ir.Value] = {}
     for first, values in region.entries.items():
         place = region.places[first]
-        shape = batchwise.longer(first, place, times)
+        shape = batchwise.longer(first, place, region.batch, times)
         whole[first] = builder.node("Concat", values, {"axis": place.axis}, like=first, shape=shape)
     for node, *_ in region.nodes:
         if node.op_type == "Reshape" and node.inputs[0] is not None:
-            numbers = batchwise.target(node, region.places[node.inputs[0]], region.places[node.outputs[0]], times)
+            places = region.places[node.inputs[0]], region.places[node.outputs[0]]
+            numbers = batchwise.target(node, places, region.batch, times)
             assert numbers is not None
             node.replace_input_with(1, builder.integers(numbers))
             node.attributes.pop("allowzero", None)
@@ -234,7 +235,7 @@ def _merge(graph: ir.Graph, region: Region, opset: int) -> None:
     own = {nodes[0] for nodes in region.nodes}
     originals = {first: first.shape and first.shape.copy() for first in region.values}
     for first in region.values:
-        shape = batchwise.longer(first, region.places[first], times)
+        shape = batchwise.longer(first, region.places[first], region.batch, times)
         if shape is not None:
             first.shape = dims.shape(shape)
     for first, values in outside:
