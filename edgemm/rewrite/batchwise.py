@@ -6,10 +6,8 @@ A dimension of a value holds the batch as outer · batch · inner, the order in 
 
 An operator may be run on a longer batch if no element of its result depends on elements of another sample. Each
 function here says so for one kind of operator and returns where the batch is in the results, or None. Operators
-without a function are taken to mix samples.
-
-Source: ONNX operator specification; where an operator changed its meaning (Softmax before opset 13, axes as
-attributes) the older one is accepted as well.
+without a function are taken to mix samples. Source: ONNX operator specification; where an operator changed its
+meaning (Softmax before opset 13, axes as attributes) the older one is accepted as well.
 """
 
 from __future__ import annotations
@@ -293,8 +291,8 @@ def _slice(step: Step) -> Places | None:
     starts = starts if starts is not None else build.integers(step.node.inputs[1] if step.opset >= 10 else None)
     if found is None and starts is None:
         return None
-    axes = found if found is not None else range(len(starts or ()))
-    return None if place.axis in {a % rank for a in axes} else (place,)
+    axes = {a % rank for a in (found if found is not None else range(len(starts or ())))}
+    return None if place.axis in axes else (place,)
 
 
 def _gather(step: Step) -> Places | None:
