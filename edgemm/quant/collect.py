@@ -36,7 +36,12 @@ Progress = Callable[[int, int], None]
 
 
 def collect(
-    stage_graph: StageGraph, io: IOSpec, samples: Samples, calibrator: str, progress: Progress | None = None
+    stage_graph: StageGraph,
+    io: IOSpec,
+    samples: Samples,
+    calibrator: str,
+    progress: Progress | None = None,
+    tensors: Callable[[Stage], tuple[str, ...]] = tensors_to_calibrate,
 ) -> CalibrationTable:
     """Returns a range for every tensor that a plan may quantize, keyed `stage:tensor`, and the coverage.
 
@@ -49,16 +54,22 @@ def collect(
         samples: Checked calibration samples.
         calibrator: A name in `calibrators.CALIBRATORS`.
         progress: Called with (samples done, samples to do) after every batch.
+        tensors: Names the tensors of a stage that are watched.
 
     Raises:
         QuantizationError: No samples, or no such calibrator.
         BackendError: ONNX Runtime cannot run a stage; the message names it.
     """
-    return observe(stage_graph, io, samples, calibrator, progress).table()
+    return observe(stage_graph, io, samples, calibrator, progress, tensors).table()
 
 
 def observe(
-    stage_graph: StageGraph, io: IOSpec, samples: Samples, calibrator: str, progress: Progress | None = None
+    stage_graph: StageGraph,
+    io: IOSpec,
+    samples: Samples,
+    calibrator: str,
+    progress: Progress | None = None,
+    tensors: Callable[[Stage], tuple[str, ...]] = tensors_to_calibrate,
 ) -> Partial:
     """Returns what a calibrator observes on `samples`: to be merged with other parts, or saved.
 
@@ -70,12 +81,12 @@ def observe(
         raise QuantizationError(
             "no calibration samples.", hint="int8 needs real data (--calib); ranges are never made up"
         )
-    wanted = {s.name: tensors_to_calibrate(s) for s in stage_graph.stages}
+    wanted = {s.name: tensors(s) for s in stage_graph.stages}
     axes = {s.name: _channel_axes(s) for s in stage_graph.stages}
     sizes = _probe(stage_graph, io, samples, wanted)
     passes = group_taps(sizes, BUDGET)
     watchers: dict[str, Calibrator[Any]] = {}
-    tensors: dict[str, TensorCoverage] = {}
+    coverage: dict[str, TensorCoverage] = {}
     first = (len(samples) + 1) // 2
     sha = hashlib.sha256()
     for number, group in enumerate(passes):
@@ -90,16 +101,16 @@ def observe(
                 if value.dtype == np.float32 and value.size:
                     key = table_key(stage, tensor)
                     if key not in watchers:
-                        watchers[key], tensors[key] = make(), TensorCoverage(axes[stage].get(tensor, -1), first)
+                        watchers[key], coverage[key] = make(), TensorCoverage(axes[stage].get(tensor, -1), first)
                     value = _by_sample(value, fed(feed, io))
                     watchers[key].observe(value.reshape(len(value), -1))
-                    tensors[key].observe(value)
+                    coverage[key].observe(value)
             done += len(rows)
             if progress is not None:
                 progress(number * len(samples) + done, len(passes) * len(samples))
     graphs = hashlib.sha256("".join(digest(s.model) for s in stage_graph.stages).encode()).hexdigest()
     modalities = {table_key(s.name, t): s.modalities for s in stage_graph.stages for t in wanted[s.name]}
-    return Partial(calibrator, watchers, tensors, modalities, len(samples), graphs, (sha.hexdigest(),))
+    return Partial(calibrator, watchers, coverage, modalities, len(samples), graphs, (sha.hexdigest(),))
 
 
 def _channel_axes(stage: Stage) -> dict[str, int]:

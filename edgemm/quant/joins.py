@@ -14,13 +14,13 @@ An attention join has two activations as operands and stays float; each has its 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from edgemm.partition import Stage, StageGraph
-from edgemm.quant.kernels import verdict
+from edgemm.quant.kernels import Verdict, verdict
 from edgemm.quant.plan import FLOAT, INT8, Decision
 from edgemm.quant.split import branch_sizes
 from edgemm.quant.table import CalibrationTable
@@ -28,6 +28,9 @@ from edgemm.quant.tensors import JOINS, MOVES, constant_array, named_nodes, tabl
 
 MIN_BITS = 6.0
 """Fewer effective bits than this are a reason for scales of their own, and for a warning."""
+
+Rule = Callable[[ir.Node], "Verdict | None"]
+"""What a node can be on a target."""
 
 SCALES, SEPARATE, SHARED = "scales", "separate", "shared"
 """The option of a decision and its values: does a node that reads a Concat have one input scale per branch?"""
@@ -85,13 +88,19 @@ class JoinScales:
         return f"effective bits with a shared scale: {shares} (ranges differ {ratio:.3g} ×)"
 
 
-def join_scales(stage_graph: StageGraph, table: CalibrationTable) -> tuple[JoinScales, ...]:
-    """Returns every Concat and Add of branches in front of int8 nodes whose branches have calibrated ranges."""
+def join_scales(stage_graph: StageGraph, table: CalibrationTable, rule: Rule = verdict) -> tuple[JoinScales, ...]:
+    """Returns every Concat and Add of branches in front of int8 nodes whose branches have calibrated ranges.
+
+    Args:
+        stage_graph: The float stages.
+        table: Ranges.
+        rule: What a node can be on the target.
+    """
     made_by = {(e.consumer, e.tensor): e.producer for e in stage_graph.edges}
     result = []
     for stage in stage_graph.stages:
         reached = _reached(stage)
-        for name, node, readers in _joins_in(stage, reached):
+        for name, node, readers in _joins_in(stage, reached, rule):
             found = [table.ranges.get(table_key(stage.name, str(v.name))) for v in node.inputs if v is not None]
             known = [r for r in found if r is not None and r.high > r.low]
             if len(known) != len(node.inputs):
@@ -111,7 +120,12 @@ def join_scales(stage_graph: StageGraph, table: CalibrationTable) -> tuple[JoinS
 
 def join_tensors(stage: Stage) -> list[str]:
     """Returns the tensors whose ranges `join_scales` needs."""
-    return [str(v.name) for _, node, _ in _joins_in(stage, _reached(stage)) for v in node.inputs if v is not None]
+    return [
+        str(v.name)
+        for _, node, _ in _joins_in(stage, _reached(stage), verdict)
+        for v in node.inputs
+        if v is not None
+    ]
 
 
 def join_warnings(stage_graph: StageGraph, table: CalibrationTable) -> list[str]:
@@ -184,7 +198,7 @@ def explain_joins(
 
 
 def _joins_in(
-    stage: Stage, reached: Mapping[ir.Value, frozenset[str]]
+    stage: Stage, reached: Mapping[ir.Value, frozenset[str]], rule: Rule
 ) -> Iterator[tuple[str, ir.Node, dict[str, ir.Node]]]:
     names = {node: name for name, node in named_nodes(stage.model.graph).items()}
     for node, name in names.items():
@@ -194,21 +208,21 @@ def _joins_in(
             continue
         if node.op_type == "Add" and len({reached.get(v, frozenset()) for v in node.inputs if v is not None}) == 1:
             continue  # a residual: both sides are the same branch
-        readers = {names[r]: r for r in _readers(node.outputs[0], names)}
+        readers = {names[r]: r for r in _readers(node.outputs[0], names, rule)}
         if readers:
             yield name, node, readers
 
 
-def _readers(value: ir.Value, names: Mapping[ir.Node, str]) -> list[ir.Node]:
+def _readers(value: ir.Value, names: Mapping[ir.Node, str], rule: Rule) -> list[ir.Node]:
     """The nodes with an int8 kernel that read `value` with its scale, through nodes that only move values."""
     result = []
     for user, index in value.uses():
         if index == 0 and user in names:
-            found = verdict(user)
+            found = rule(user)
             if found is not None and INT8 in found.kernels:
                 result.append(user)
             elif user.op_type in (*MOVES, "Relu"):
-                result += _readers(user.outputs[0], names)
+                result += _readers(user.outputs[0], names, rule)
     return result
 
 

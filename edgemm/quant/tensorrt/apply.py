@@ -1,0 +1,211 @@
+"""A plan for TensorRT carried out: symmetric Q/DQ in front of what is int8, casts around what is half precision.
+
+    x ─ Q ─ DQ ─ Conv ─ Relu ─ Q ─ DQ ─ Conv ─ Add ...          every scale symmetric, every zero point 0
+             W8 ─ DQ ┘ bias float        skip ─ Q ─ DQ ┘
+
+- All inputs of Conv, ConvTranspose, Gemm and MatMul are quantized, and none of their outputs.
+- A tensor has one Q, whoever reads it; behind nodes that only move values, the scale of what they move.
+- At a residual Add the skip input alone is quantized; at a Concat every branch, with one scale.
+- Weights are stored as int8 with a scale per output channel; biases stay float.
+- A DequantizeLinear gives the type that its reader computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemm.errors import QuantizationError, did_you_mean
+from edgemm.partition import Stage
+from edgemm.quant import arithmetic
+from edgemm.quant.edit import Editor, make_node
+from edgemm.quant.joins import SCALES, SEPARATE
+from edgemm.quant.plan import FLOAT, INT8, Decision, QuantPlan
+from edgemm.quant.split import split_product
+from edgemm.quant.table import CalibrationTable
+from edgemm.quant.tensorrt.half import DTYPES, to_half
+from edgemm.quant.tensorrt.rules import verdict
+from edgemm.quant.tensors import MOVES, WEIGHTED, given_constant, named_nodes, table_key, weight_axis
+
+_SMALLEST = np.float32(1e-30)
+
+
+def apply_tensorrt(stage: Stage, plan: QuantPlan, table: CalibrationTable) -> ir.Model:
+    """Returns a new graph of `stage` with its decisions of `plan` carried out; the stage is not changed.
+
+    Names, dtypes and order of the graph's inputs and outputs stay. Equal arguments give equal bytes.
+
+    Raises:
+        QuantizationError: The plan names a node that the stage lacks, a precision that the node cannot have, or a
+            tensor without a calibrated range.
+    """
+    model = stage.model.clone()
+    nodes = named_nodes(model.graph)
+    decisions = {d.node: d for d in plan.stage(stage.name) if d.precision != FLOAT}
+    for decision in decisions.values():
+        _check(decision, nodes)
+    editor = Editor(model)
+    halves: dict[ir.Node, ir.DataType] = {}
+    integer: list[ir.Node] = []
+    joins: dict[ir.Node, Decision] = {}
+    for name, decision in decisions.items():
+        node = nodes[name]
+        parts = [node]
+        if decision.options.get(SCALES) == SEPARATE:
+            parts = split_product(editor, node)
+            for part in parts:
+                part.outputs[0].type, part.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        side = decision.options.get("float", FLOAT) if decision.precision == INT8 else decision.precision
+        if side != FLOAT:
+            halves |= dict.fromkeys([*parts, node], DTYPES[side])
+        if decision.precision == INT8:
+            if node.op_type in ("Add", "Concat"):
+                joins[node] = decision
+            else:
+                integer += parts
+    to_half(editor, halves, integer)
+    _Quantizer(stage.name, editor, table, halves).run(integer, joins)
+    editor.drop_unused()
+    return model
+
+
+def _check(decision: Decision, nodes: Mapping[str, ir.Node]) -> None:
+    where = f"'{decision.node}' of stage '{decision.stage}'"
+    if decision.node not in nodes:
+        raise QuantizationError(
+            f"the plan has {decision.precision} for {where}, which has no such node.",
+            hint=did_you_mean(decision.node, nodes, "the plan was made for another model or export; plan again"),
+        )
+    node = nodes[decision.node]
+    found = verdict(node)
+    able = node.op_type in ("Add", "Concat") or (found is not None and INT8 in found.kernels)
+    if decision.precision == INT8 and not able:
+        raise QuantizationError(
+            f"node {where} ({node.op_type}): got precision 'int8', expected fp32, fp16 or bf16"
+            + (f"; {found.reason}." if found is not None else "."),
+            hint="an edited plan may only use what a node has a kernel for",
+        )
+    if decision.precision not in (INT8, *DTYPES):
+        raise QuantizationError(
+            f"node {where}: got precision '{decision.precision}', expected int8, fp32, fp16 or bf16.",
+            hint="plans for other targets do not fit TensorRT; plan again for this one",
+        )
+
+
+@dataclass(slots=True)
+class _Quantizer:
+    """Puts Q/DQ into one graph, whose casts are there already."""
+
+    stage: str
+    editor: Editor
+    table: CalibrationTable
+    halves: Mapping[ir.Node, ir.DataType]
+    quantized: dict[tuple[ir.Value, float], ir.Value] = field(default_factory=dict)
+    dequantized: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
+    weights: dict[tuple[str, int, ir.DataType], ir.Value] = field(default_factory=dict)
+
+    def run(self, nodes: list[ir.Node], joins: Mapping[ir.Node, Decision]) -> None:
+        scaled = {self._source(n.inputs[0]) for n in nodes}
+        for node in nodes:
+            source = self._source(node.inputs[0])
+            node.replace_input_with(0, self._pair(source, self._scale(source, scaled), self._type(node)))
+            if node.op_type in WEIGHTED:
+                self._quantize_weight(node)
+        for join, decision in joins.items():
+            shared = self._scale(join.outputs[0], scaled)
+            for index, value in enumerate(list(join.inputs)):
+                source = self._source(value)
+                if join.op_type == "Add" and _plain(source) != decision.options.get("skip"):
+                    continue
+                scale = shared if join.op_type == "Concat" else self._scale(source, scaled)
+                join.replace_input_with(index, self._pair(source, scale, self._type(join)))
+
+    def _type(self, node: ir.Node) -> ir.DataType:
+        return self.halves.get(node, ir.DataType.FLOAT)
+
+    def _source(self, value: ir.Value | None) -> ir.Value:
+        """Returns the tensor in front of a cast that was made for its reader: its integers need no cast."""
+        assert value is not None
+        producer = value.producer()
+        made = producer is not None and producer.op_type == "Cast" and str(value.name).endswith(_CASTS)
+        source = producer.inputs[0] if made and producer is not None else value
+        assert source is not None
+        return source
+
+    def _scale(self, value: ir.Value, scaled: set[ir.Value]) -> float:
+        """Returns the symmetric scale of a tensor; behind nodes that only move values, that of what they move."""
+        source, producer = value, value.producer()
+        while producer is not None and producer.op_type in (*MOVES, "Cast") and producer.inputs[0] is not None:
+            source = producer.inputs[0]
+            producer = source.producer()
+            if source in scaled:
+                value = source
+        found = self.table.ranges.get(table_key(self.stage, _plain(value)))
+        if found is None:
+            raise QuantizationError(
+                f"stage '{self.stage}': no calibrated range for tensor '{_plain(value)}'.",
+                hint="calibrate with this plan's graph; the table was made for another one",
+            )
+        return float(max(np.float32(max(abs(found.low), abs(found.high)) / 127), _SMALLEST))
+
+    def _pair(self, value: ir.Value, scale: float, dtype: ir.DataType) -> ir.Value:
+        """Returns `value` after Q and DQ, as `dtype`; one Q for each scale of it."""
+        key = value, scale
+        if key not in self.quantized:
+            others = sum(known is value for known, _ in self.quantized)
+            name = f"{_plain(value)}/{others}" if others else _plain(value)
+            native = value.dtype or ir.DataType.FLOAT
+            inputs = [value, self._constant(name, "scale", scale, native), self._zero(name)]
+            quantize = make_node("QuantizeLinear", inputs, f"{name}/quantized", {})
+            quantize.outputs[0].type, quantize.outputs[0].shape = ir.TensorType(ir.DataType.INT8), value.shape
+            self.editor.after_producer(value, [quantize])
+            self.quantized[key] = quantize.outputs[0]
+        integers = self.quantized[key]
+        if (integers, dtype) not in self.dequantized:
+            base = str(integers.name).removesuffix("/quantized")
+            inputs = [integers, self._constant(base, "scale", scale, dtype), self._zero(base)]
+            suffix = "" if dtype == ir.DataType.FLOAT else f"/{dtype.name.lower()}"
+            node = make_node("DequantizeLinear", inputs, f"{base}/dequantized{suffix}", {})
+            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
+            self.editor.after_producer(integers, [node])
+            self.dequantized[integers, dtype] = node.outputs[0]
+        return self.dequantized[integers, dtype]
+
+    def _constant(self, name: str, what: str, scale: float | np.ndarray, dtype: ir.DataType) -> ir.Value:
+        suffix = "" if dtype == ir.DataType.FLOAT else f"/{dtype.name.lower()}"
+        return self.editor.shared(f"{name}/{what}{suffix}", np.asarray(scale, np.float32).astype(dtype.numpy()))
+
+    def _zero(self, name: str) -> ir.Value:
+        return self.editor.shared(f"{name}/zero_point", np.asarray(0, np.int8))
+
+    def _quantize_weight(self, node: ir.Node) -> None:
+        source, weight = given_constant(node, 1)
+        axis, dtype = weight_axis(node), self._type(node)
+        key = str(source.name), axis, dtype
+        if key not in self.weights:
+            scales = arithmetic.weight_scales(weight, axis)
+            name = (
+                f"{source.name}/{axis}" if any(k[0] == key[0] and k[1] != axis for k in self.weights) else key[0]
+            )
+            inputs = [
+                self.editor.shared(f"{name}/int8", arithmetic.quantize_weight(weight, scales, axis)),
+                self._constant(name, "scale", scales, dtype),
+                self.editor.shared(f"{name}/zero_points", np.zeros(scales.shape, np.int8)),
+            ]
+            suffix = "" if dtype == ir.DataType.FLOAT else f"/{dtype.name.lower()}"
+            made = make_node("DequantizeLinear", inputs, f"{name}/dequantized{suffix}", {"axis": axis})
+            made.outputs[0].type, made.outputs[0].shape = ir.TensorType(dtype), ir.Shape(weight.shape)
+            self.editor.model.graph.insert_before(self.editor.model.graph[0], [made])
+            self.weights[key] = made.outputs[0]
+        node.replace_input_with(1, self.weights[key])
+
+
+_CASTS = ("/float", "/float16", "/bfloat16")
+
+
+def _plain(value: ir.Value) -> str:
+    """Returns the name that a tensor had in the float graph."""
+    return str(value.name).removesuffix("/half")

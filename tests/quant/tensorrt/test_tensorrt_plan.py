@@ -1,0 +1,257 @@
+"""Plans for TensorRT: where int8, fp16 and float32 go, and the graphs that they make, run by ONNX Runtime.
+
+Its graph optimizations are off: some of them change what Q/DQ with scales in half precision compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from builders import random_feed, torch_graph
+from torch import nn
+
+from edgemm.backends.targets import find_target
+from edgemm.errors import QuantizationError
+from edgemm.graph import ExportedGraph, serialize
+from edgemm.lint import lint
+from edgemm.partition import Stage, StageGraph, partition
+from edgemm.quant.collect import collect
+from edgemm.quant.plan import FLOAT, INT8, Decision, QuantPlan
+from edgemm.quant.table import CalibrationTable
+from edgemm.quant.tensorrt.apply import apply_tensorrt
+from edgemm.quant.tensorrt.placement import geometry_cone, plan_tensorrt, tensors_to_watch
+from edgemm.rewrite.pipeline import rewrite
+
+OFF = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions with a skip connection."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.b(torch.relu(self.a(x))))
+
+
+class TwoCameras(nn.Module):
+    """Images [B,3,16,16] and [B,3,16,16]: two small CNNs, concatenated by channel, a convolution, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def encoder() -> nn.Module:
+            return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Residual(16))
+
+        self.left, self.right = encoder(), encoder()
+        self.mix = nn.Conv2d(32, 32, 3, padding=1)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.tokens = nn.Linear(32, 64)
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.mix(torch.cat([self.left(left), self.right(right)], 1)))
+        x = self.depthwise(x).flatten(2).transpose(1, 2)
+        return self.out(torch.nn.functional.gelu(self.tokens(x)).mean(1))
+
+
+class Projected(nn.Module):
+    """Features [B,8,64] and `lidar2img` [B,4,4]: points times a scaled projection, joined with features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(64, 64)
+        self.out = nn.Linear(68, 16)
+
+    def forward(self, features: torch.Tensor, lidar2img: torch.Tensor) -> torch.Tensor:
+        scaled = lidar2img * 1000.0 + 1.0
+        points = torch.relu(self.encode(features))
+        return self.out(torch.cat([points, (points[..., :4] @ scaled) / 1e5], -1))
+
+
+@pytest.fixture(scope="module")
+def cameras() -> tuple[ExportedGraph, StageGraph, CalibrationTable]:
+    return prepared(TwoCameras(), (torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)), "left", "right")
+
+
+def prepared(
+    model: nn.Module, example: tuple[torch.Tensor, ...], *names: str, scale: float = 1.0
+) -> tuple[ExportedGraph, StageGraph, CalibrationTable]:
+    """Exports, partitions and calibrates a model on a few random samples."""
+    torch.manual_seed(0)
+    named = dict(zip(names, example, strict=True))
+    graph, _ = rewrite(torch_graph(model.eval(), named, outputs=("y",)))
+    stages = partition(graph)
+    feeds = [random_feed(graph, 1, seed) for seed in range(16)]
+    samples = [{n: scale * v[0] for n, v in feed.items()} for feed in feeds]
+    return graph, stages, collect(stages, graph.io, samples, "minmax", tensors=tensors_to_watch)
+
+
+def run(
+    stages: StageGraph, models: Mapping[str, ir.Model], feed: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    values = dict(feed)
+    for stage in stages.stages:
+        proto = ir.to_proto(models[stage.name])
+        onnx.checker.check_model(proto, full_check=True)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = OFF
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        names = [o.name for o in stage.outputs]
+        values |= dict(zip(names, session.run(names, {i.name: values[i.name] for i in stage.inputs}), strict=True))
+    return values
+
+
+def applied(stages: StageGraph, plan: QuantPlan, table: CalibrationTable) -> dict[str, ir.Model]:
+    return {s.name: apply_tensorrt(s, plan, table) for s in stages.stages}
+
+
+def of(plan: QuantPlan, **wanted: Any) -> list[Decision]:
+    return [d for d in plan.decisions if all(getattr(d, k) == v for k, v in wanted.items())]
+
+
+@pytest.mark.parametrize("half", [None, "fp16"])
+def test_the_answers_are_those_of_float(cameras: Any, half: str | None) -> None:
+    graph, stages, table = cameras
+    plan = plan_tensorrt(stages, table, half)
+    models = applied(stages, plan, table)
+    floats = {s.name: s.model for s in stages.stages}
+    feed = random_feed(graph, 4, 99)
+    a, b = run(stages, floats, feed)["y"], run(stages, models, feed)["y"]
+    error = np.abs(a - b).max() / np.abs(a).max()
+    assert 0 < error < 0.05  # it is quantized, and close
+    assert len(of(plan, precision=INT8)) >= 8
+    for stage in stages.stages:
+        kept = [(v.name, v.dtype) for v in models[stage.name].graph.outputs]
+        assert kept == [(o.name, ir.DataType.FLOAT) for o in stage.outputs]
+
+
+@pytest.mark.parametrize("half", [None, "fp16", "bf16"])
+@pytest.mark.parametrize("target", ["rtx-ampere", "jetson-orin-nano"])
+def test_the_lint_finds_nothing(cameras: Any, half: str | None, target: str) -> None:
+    _, stages, table = cameras
+    models = applied(stages, plan_tensorrt(stages, table, half), table)
+    for model in models.values():
+        found = [f for f in lint(model, find_target(target)) if f.severity == "error"]
+        assert not found, found
+
+
+def test_scales_are_symmetric_and_positive_and_biases_float(cameras: Any) -> None:
+    _, stages, table = cameras
+    pairs = 0
+    for model in applied(stages, plan_tensorrt(stages, table), table).values():
+        for node in model.graph:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                scale, zero = (node.inputs[i].const_value.numpy() for i in (1, 2))  # type: ignore[union-attr]
+                assert not zero.any()
+                assert zero.dtype == np.int8
+                assert (scale > 0).all()
+                pairs += 1
+            if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2:
+                assert node.inputs[2].const_value is not None  # type: ignore[union-attr]
+    assert pairs > 20
+
+
+def test_a_residual_takes_its_skip_as_integers(cameras: Any) -> None:
+    _, stages, table = cameras
+    plan = plan_tensorrt(stages, table, None)
+    skips = of(plan, rule="residual-skip")
+    assert {d.stage for d in skips} == {"left", "right"}
+    models = applied(stages, plan, table)
+    for decision in skips:
+        add = next(n for n in models[decision.stage].graph if n.name == decision.node)
+        makers = sorted(v.producer().op_type for v in add.inputs)  # type: ignore[union-attr]
+        assert makers == ["Conv", "DequantizeLinear"]
+
+
+def test_branches_of_a_concat_share_a_scale(cameras: Any) -> None:
+    _, stages, table = cameras
+    plan = plan_tensorrt(stages, table, None)
+    (decision,) = of(plan, op="Concat")
+    assert decision.precision == INT8
+    model = applied(stages, plan, table)[decision.stage]
+    concat = next(n for n in model.graph if n.name == decision.node)
+    scales = {float(v.producer().inputs[1].const_value.numpy()) for v in concat.inputs}  # type: ignore[union-attr]
+    (quantize,) = [u.node for u in concat.outputs[0].uses()]
+    assert scales == {float(quantize.inputs[1].const_value.numpy())}  # type: ignore[union-attr]
+
+
+def test_a_tensor_is_quantized_once(cameras: Any) -> None:
+    _, stages, table = cameras
+    for model in applied(stages, plan_tensorrt(stages, table), table).values():
+        seen = [
+            (n.inputs[0], float(n.inputs[1].const_value.numpy()))  # type: ignore[union-attr]
+            for n in model.graph
+            if n.op_type == "QuantizeLinear"
+        ]
+        assert len(seen) == len(set(seen))
+
+
+def test_what_does_not_pay_stays_float_with_its_reason(cameras: Any) -> None:
+    _, stages, table = cameras
+    plan = plan_tensorrt(stages, table, None)
+    rules = {(d.op, d.rule) for d in of(plan, precision=FLOAT)}
+    assert rules >= {("Conv", "too-few-channels"), ("Conv", "grouped-conv"), ("Gemm", "too-few-channels")}
+
+
+def test_values_that_fp16_cannot_hold_stay_float() -> None:
+    example, names = (torch.rand(2, 8, 64), torch.rand(2, 4, 4)), ("features", "lidar2img")
+    graph, stages, table = prepared(Projected(), example, *names)
+    plan = plan_tensorrt(stages, table)
+    cone = {str(n.name) for s in stages.stages for n in geometry_cone(s)}
+    assert cone
+    assert {d.rule for d in plan.decisions if d.node in cone} == {"geometry"}
+    feed = random_feed(graph, 1, 5)
+    floats = {s.name: s.model for s in stages.stages}
+    a, b = run(stages, floats, feed)["y"], run(stages, applied(stages, plan, table), feed)["y"]
+    np.testing.assert_allclose(b, a, atol=0.05 * np.abs(a).max())
+    _, stages, large = prepared(Projected(), example, *names, scale=300.0)
+    over = of(plan_tensorrt(stages, large), rule="overflow")
+    assert any(d.op == "MatMul" for d in over)
+    assert all("fp16 holds 6.55e+04" in d.reason for d in over)
+    assert not of(plan_tensorrt(stages, large, "bf16"), rule="overflow")
+
+
+def test_equal_plans_give_equal_bytes(cameras: Any) -> None:
+    _, stages, table = cameras
+    plan = plan_tensorrt(stages, table)
+    again = QuantPlan.from_json(plan.to_json())
+    for stage in stages.stages:
+        first, second = (serialize(apply_tensorrt(stage, p, table)) for p in (plan, again))
+        assert first == second
+
+
+def test_node_that_is_kept_and_halves_that_are_not_there(cameras: Any) -> None:
+    _, stages, table = cameras
+    first = of(plan_tensorrt(stages, table), precision=INT8, op="Conv")[0]
+    keep = {(first.stage, first.node): ("by-hand", "tried")}
+    kept = next(d for d in plan_tensorrt(stages, table, keep_float=keep).decisions if d.node == first.node)
+    assert (kept.precision, kept.rule) == (FLOAT, "by-hand")
+    with pytest.raises(QuantizationError, match="no half precision 'fp8'"):
+        plan_tensorrt(stages, table, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"node": "gone"}, "which has no such node"),
+        ({"precision": "int8-dynamic"}, "expected int8, fp32, fp16 or bf16"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(cameras: Any, change: dict[str, str], message: str) -> None:
+    _, stages, table = cameras
+    plan = plan_tensorrt(stages, table)
+    stage: Stage = stages.stages[0]
+    wrong = replace(next(d for d in plan.stage(stage.name) if d.precision == INT8), **change)
+    with pytest.raises(QuantizationError, match=message):
+        apply_tensorrt(stage, replace(plan, decisions=(wrong,)), table)
