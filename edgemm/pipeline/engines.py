@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgemm._optional import installed
 from edgemm.errors import BackendError
+from edgemm.rewrite.prepare import BATCHED
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 AUTO = "auto"
@@ -21,11 +22,13 @@ class EngineKind:
         backend: Name in `edgemm.runtime.registry`.
         threads: Most threads inside one operator; None leaves it to whoever opens the session.
         precision: `"f32"`, or `"bf16"` for what is not integer.
+        batched: Whether encoders that share weights run as one batch; it is in the graph, not in the manifest.
     """
 
     backend: str = ONNXRUNTIME
     threads: int | None = None
     precision: str = "f32"
+    batched: bool = False
 
     @property
     def exact(self) -> bool:
@@ -35,7 +38,8 @@ class EngineKind:
     @property
     def preparation(self) -> str:
         """What `edgemm.rewrite.prepare` calls this backend."""
-        return "cpu" if self.backend == ONNXRUNTIME else self.backend
+        target = "cpu" if self.backend == ONNXRUNTIME else self.backend
+        return target + BATCHED if self.batched else target
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -49,11 +53,12 @@ class EngineKind:
 
     def __str__(self) -> str:
         threads = "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{self.backend}{'' if self.exact else ' ' + self.precision}{threads}"
+        batched = ", one batch" if self.batched else ""
+        return f"{self.backend}{'' if self.exact else ' ' + self.precision}{threads}{batched}"
 
 
 def engine_kinds(engine: str, threads: int) -> tuple[EngineKind, ...]:
-    """Returns the kinds that this machine can run, the plainest first.
+    """Returns the kinds that this machine can run, the plainest first, each again with encoders in one batch.
 
     Args:
         engine: `"auto"`, `"onnxruntime"` or `"openvino"`.
@@ -77,4 +82,4 @@ def engine_kinds(engine: str, threads: int) -> tuple[EngineKind, ...]:
         kinds += [EngineKind(OPENVINO, cap) for cap in caps]
         if "BF16" in capabilities():
             kinds += [EngineKind(OPENVINO, cap, "bf16") for cap in caps]
-    return tuple(kinds)
+    return (*kinds, *(replace(kind, batched=True) for kind in kinds))

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgemm.pipeline.candidates import Layout
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.race import Track
+from edgemm.rewrite.prepare import batchable
 
 NONE = "float"
 """The form in which nothing is integer."""
@@ -93,9 +94,10 @@ def race_floats(layout: Layout, tracks: Mapping[str, Track], kinds: Sequence[Eng
     for stage in layout.stages:
         track = tracks[stage.name]
         lane = Lane(track.reference_ms())
-        if len(kinds) == 1:
-            lane.ratios[NONE, kinds[0]] = 1.0
-        for kind in kinds if len(kinds) > 1 else ():
+        own = [k for k in kinds if not k.batched or batchable(stage.model)]
+        if len(own) == 1:
+            lane.ratios[NONE, own[0]] = 1.0
+        for kind in own if len(own) > 1 else ():
             if (ratio := track.ratio(stage.model, kind)) is not None:
                 lane.ratios[NONE, kind] = ratio
         track.close()

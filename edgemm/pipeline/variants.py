@@ -89,7 +89,7 @@ class Contest:
         with self.clock("race"):
             self._open_tracks()
             for layout in self.layouts:
-                self.progress.status("race", f"float, {layout.name}, {len(kinds)} engines")
+                self.progress.status("race", f"float, {layout.name}, {sum(not k.batched for k in kinds)} engines")
                 self.lineups.append(race_floats(layout, self.tracks, kinds))
         points = self._integers()
         self._close_tracks()
