@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := $(VENV)/.demo
 FIXTURES := $(VENV)/.fixtures
+RTX := $(VENV)/.rtx
+RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py
 
-.PHONY: setup demo test test-slow check format bench clean help
+.PHONY: setup demo test test-slow test-rtx check format bench clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -37,6 +39,13 @@ test: $(STAMP)   ## the fast tests
 test-slow: $(FIXTURES)  ## convert, run and score every fixture (long)
 	HYPOTHESIS_PROFILE=fresh $(BIN)/pytest -n 2 -m hypothesis
 	$(BIN)/pytest -m slow
+
+$(RTX): $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[rtx]'
+	touch $@
+
+test-rtx: $(RTX)  ## build engines with the real TensorRT-RTX, which needs no GPU for that
+	$(BIN)/pytest $(RTX_TESTS)
 
 check: $(STAMP)  ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .
