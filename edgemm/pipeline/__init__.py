@@ -28,6 +28,7 @@ from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
 from edgemm.pipeline.result import ConvertResult
+from edgemm.pipeline.saved_plan import open_plan
 from edgemm.pipeline.scoring import check_metric
 from edgemm.pipeline.splits import Splits, divide, open_splits
 from edgemm.pipeline.variants import Contest
@@ -61,6 +62,8 @@ def convert(
     clock = Clock()
     check_output(output, force=force)
     check_metric(recipe.evaluate, recipe.data.label)
+    if recipe.quantize.plan is not None:
+        open_plan(recipe.quantize.plan)
     with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
         manifest, files = _convert(recipe, Path(folder), progress, clock)
         return ConvertResult(output, write_bundle(output, manifest, files, force=force))

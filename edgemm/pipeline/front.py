@@ -73,9 +73,12 @@ def _point(point: Point, groups: Sequence[Group], chosen: QuantPlan | None) -> d
 
 
 def _same(point: Point, groups: Sequence[Group], chosen: QuantPlan) -> bool:
-    of_plan = {(d.stage, d.node): d.precision for d in chosen.decisions}
+    of_plan = {(d.stage, d.node): d for d in chosen.decisions if d.precision != FLOAT}
     wanted = choices_of(tuple(groups), point.setting)
-    return all(of_plan.get(node, FLOAT) == precision for node, precision in wanted.items())
+    if any((of_plan[n].precision if n in of_plan else FLOAT) != precision for n, precision in wanted.items()):
+        return False
+    own = {(d.stage, d.node): d.options for d in point.plan.decisions}
+    return all(own.get(node) == d.options for node, d in of_plan.items())  # repairs are in the options
 
 
 def plot(data: Mapping[str, Any]) -> bytes:

@@ -93,6 +93,9 @@ class Integers:
         Raises:
             QuantizationError: The plan that was given does not fit this model.
         """
+        given = self.recipe.quantize.plan
+        if given is not None:
+            read_plan(given, self.stages)
         with self.clock("calibrate"):
             self._calibrate()
         self.groups = group_nodes(self.stages, alternatives(self.stages, self._table))
@@ -124,9 +127,13 @@ class Integers:
             return "the float model is faster on this machine than every plan within the budget"
         if self.result is not None and self.result.points:
             worst = min(self.result.points, key=lambda p: p.accuracy.worst)
+            assert self.splits.search is not None
+            count = len(self.splits.search)
+            few = worst.accuracy.worst * count < 5
             return (
-                f"no plan keeps the budget of {self._limits.drop:.4g} on the search samples; "
+                f"no plan keeps the budget of {self._limits.drop:.4g} on {count} search samples; "
                 f"the closest drops by {worst.accuracy.worst:.4g}"
+                + (f"; one sample is {1 / count:.2g}: give more" if few else "")
             )
         decisions = self.plan({g.name: g.guess for g in self.groups if g.guess != FLOAT}).decisions
         reasons = list(dict.fromkeys(f"{d.op} {d.node}: {d.reason}" for d in decisions if d.precision == FLOAT))
@@ -236,7 +243,7 @@ class Integers:
                 lane.ratios |= {(f, kind): 1.0 for f in plans if judge.integer(plans[f], name)}
         lineup = self.lineup = best_lineup(self.lineups)
         if self._raced:
-            self.progress.step("race", _race_line(lineup))
+            self.progress.step("race", str(lineup))
         return self._start(lineup, list(plans))
 
     def _start(self, lineup: LineUp, forms: list[str]) -> Started:
@@ -335,7 +342,7 @@ class Integers:
         )
         points: list[tuple[Point, Mended | None]] = [(p, None) for p in result.points if p.fits]
         first = result.points[0] if result.points else None
-        if first is not None and not first.fits and not by_size(self.recipe):
+        if first is not None and not first.fits:
             points = [*self._mend(first, judge.accuracies, end), *points]
         self._tell(self.result)
         return self._proposals(list(plans), points, best_ms)
@@ -347,6 +354,8 @@ class Integers:
         self.progress.status("search", "repairs of the fastest plan")
         found = mend(point.plan, measure, self.splits.calibration, self.io, lambda: time.monotonic() > end)
         if found is None:
+            steps = (*self.result.steps, "no repair made the output error of the fastest plan smaller")
+            self.result = replace(self.result, steps=steps)
             return []
         better = self._scored(measure, found, point.setting, point.ms)
         steps = (*self.result.steps, *(f"repair, {s}" for s in found.steps))
@@ -358,7 +367,7 @@ class Integers:
         """Returns a plan with what its repairs changed as a point of the front."""
         measure, limits = on_mended(measure, mended), self._limits
         accuracy, error = measure.accuracy(mended.plan), math.nan
-        fits = accuracy.worst <= limits.drop
+        fits = accuracy.within(limits.drop)
         if fits and limits.output_error is not None:
             error = measure.output_error(mended.plan)
             fits = error <= limits.output_error
@@ -383,12 +392,3 @@ def _drops(accuracy: Accuracy) -> str:
 
 def _bar(progress: Progress, step: str) -> Callable[[int, int], None]:
     return lambda done, total: progress.bar(step, done, total)
-
-
-def _race_line(lineup: LineUp) -> str:
-    parts = []
-    for name, lane in lineup.lanes.items():
-        best = lane.best([form for form, _ in lane.ratios], anything)
-        if best is not None:
-            parts.append(f"{name} {best[0]} on {best[1]}, {lane.ratios[best]:.2f} × float ONNX Runtime")
-    return f"{lineup.layout.name}: {'; '.join(parts)}"

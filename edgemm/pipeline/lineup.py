@@ -23,7 +23,7 @@ CALL_MS = 0.006
 """What one more engine costs a call outside of it."""
 
 MARGIN = 1.03
-"""Two latencies within this factor count as equal: then one engine per stage is preferred to a whole one."""
+"""Two latencies within this factor count as equal: then float is preferred, and one engine per stage."""
 
 Accept = Callable[[EngineKind], bool]
 
@@ -71,6 +71,14 @@ class LineUp:
 
     layout: Layout
     lanes: Mapping[str, Lane]
+
+    def __str__(self) -> str:
+        parts = []
+        for name, lane in self.lanes.items():
+            best = lane.best([form for form, _ in lane.ratios], anything)
+            if best is not None:
+                parts.append(f"{name} {best[0]} on {best[1]}, {lane.ratios[best]:.2f} × float ONNX Runtime")
+        return f"{self.layout.name}: {'; '.join(parts)}"
 
     def ms(self, forms: Sequence[str] | None = None) -> float:
         """Returns the expected latency of the model: every graph in its fastest form, of `forms`, and engine."""

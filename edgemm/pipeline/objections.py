@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgemm.pipeline.lineup import MARGIN
 from edgemm.pipeline.outcome import Judged
 from edgemm.quant.plan import INT8
+from edgemm.quant.search import TOLERANCE
 from edgemm.recipe import Recipe
 
 
@@ -23,9 +25,11 @@ def too_slow(recipe: Recipe, judged: Judged, sure: Judged) -> str | None:
     section = recipe.quantize
     if (objection := over_limit(recipe, judged)) is not None:
         return objection
-    ratio = judged.ms / judged.timings[sure.candidate.variant.name].ms
-    if ratio >= 1 and section.precision != INT8 and section.objective != "size":
-        return f"{ratio:.2f} × slower than float on this machine"
+    timing, floating = (judged.timings[j.candidate.variant.name] for j in (judged, sure))
+    ratio = timing.ratio(floating)
+    if ratio * MARGIN >= 1 and section.precision != INT8 and section.objective != "size":
+        when = "" if timing.ms / floating.ms == ratio else " when calls come one by one"
+        return f"{ratio:.2f} × the latency of float on this machine{when}: no faster"
     return None
 
 
@@ -45,7 +49,7 @@ def over_budget(recipe: Recipe, accuracy: Mapping[str, Any], split: str) -> str 
     drop = accuracy["drop"]
     if drop is None:
         return f"{accuracy['metric']} is no number on {where}"
-    if drop > budget:
+    if drop > budget + TOLERANCE:
         few = drop * accuracy["samples"] < 5
         more = f"; one sample is {1 / accuracy['samples']:.2g}: give more" if few else ""
         return f"{accuracy['metric']} drops by {drop:.4g} on {where}, budget {budget:.4g}{more}"

@@ -52,9 +52,13 @@ class Judged:
 
     @property
     def ms(self) -> float:
-        """Measured latency, infinite when it was not timed."""
+        """Measured latency, infinite when it was not timed.
+
+        Where single calls after a pause compare worse with the baseline than steady use does, as much worse.
+        """
         timing = self.timings.get(self.candidate.variant.name)
-        return timing.ms if timing is not None else math.inf
+        base = self.timings.get(BASELINE)
+        return timing.ratio(base) * base.ms if timing is not None and base is not None else math.inf
 
 
 def assemble(
@@ -143,6 +147,11 @@ def _latency(judged: Judged, lineups: Sequence[LineUp], shipped: str) -> dict[st
         "float_ms": base.ms,
         "variant_ms": timing.ms,
         "ratio": timing.ms / base.ms,
+        "paced": {
+            "float_ms": base.paced_ms,
+            "variant_ms": timing.paced_ms,
+            "ratio": timing.paced_ms / base.paced_ms,
+        },
         "runs": timing.total.runs,
         "batch": 1,
         "engines": engines,

@@ -36,6 +36,10 @@ class Proposal:
     drop: float = 0.0
     mended: Mended | None = None
 
+    def __str__(self) -> str:
+        what = "repaired integer plan" if self.mended is not None else "integer plan" if self.integer else "float"
+        return f"{what}, {self.layout.name}, on {' + '.join(dict.fromkeys(map(str, self.kinds)))}"
+
     @property
     def integer(self) -> bool:
         """Whether anything is integer."""

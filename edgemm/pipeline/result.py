@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class ConvertResult:
                 f"{name if len(name) <= 10 else 'metric':<10} {before} → {after}   "
                 f"(drop {drop}, budget {budget}; {accuracy['samples']:,} {accuracy['split']} samples)"
             )
+            lines += [_blank_line(name, blank) for name, blank in accuracy.get("blank", {}).items()]
         else:
             lines.append("accuracy   not measured: no samples (--calib, --eval)")
         latency = self.manifest.measured.get("latency", {}).get(shipped.name)
@@ -90,6 +92,19 @@ class ConvertResult:
         lines.append(f"size       {sizes}   ({shipped.name}, {shipped.layout})")
         lines += [f"note: {v.name} refused: {v.refused}" for v in self.manifest.variants if v.refused]
         return lines
+
+
+def _blank_line(modality: str, blank: Mapping[str, Any]) -> str:
+    """Returns the accuracy of what ships while a modality is silent."""
+    share = blank["percent"]
+    after = "no number" if blank["variant"] is None else _value(blank["variant"], share)
+    drop = "no number" if blank["drop"] is None else _points(blank["drop"], share)
+    nan = (
+        ""
+        if blank["cosine"] is not None and blank["max_abs"] is not None
+        else "; the float model gives NaN or inf"
+    )
+    return f"{'':<10} {_value(blank['float'], share)} → {after}   (drop {drop} with {modality} blank{nan})"
 
 
 def _ms(value: float | None) -> str:

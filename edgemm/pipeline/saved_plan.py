@@ -11,11 +11,11 @@ from edgemm.quant.plan import QuantPlan
 from edgemm.quant.tensors import named_nodes
 
 
-def read_plan(path: Path, stages: StageGraph) -> QuantPlan:
-    """Returns the plan in a file that `edgemm plan --save` wrote.
+def open_plan(path: Path) -> QuantPlan:
+    """Returns the plan in a file that `edgemm plan --save` wrote, for whatever model.
 
     Raises:
-        QuantizationError: There is no such file, it holds no plan, or one for another model.
+        QuantizationError: There is no such file, or it holds no plan.
     """
     try:
         data = json.loads(path.read_text())
@@ -28,7 +28,16 @@ def read_plan(path: Path, stages: StageGraph) -> QuantPlan:
             f"{path}: got JSON without a list of decisions, expected a plan.",
             hint="write one with edgemm plan MODEL --save plan.json",
         )
-    plan = QuantPlan.from_json(data)
+    return QuantPlan.from_json(data)
+
+
+def read_plan(path: Path, stages: StageGraph) -> QuantPlan:
+    """Returns the plan in a file for these stages.
+
+    Raises:
+        QuantizationError: There is no such file, it holds no plan, or one for another model.
+    """
+    plan = open_plan(path)
     nodes = {s.name: named_nodes(s.model.graph) for s in stages.stages}
     for decision in plan.decisions:
         known = nodes.get(decision.stage)

@@ -3,6 +3,9 @@
 Sessions take turns in short blocks, in rotating order. Before each block the machine rests until the pool threads
 of the session before have gone to sleep, and one run that is not counted brings the session's own weights and
 threads back: what is compared is each session in steady use, under the same conditions.
+
+A device calls at the rate of its sensors instead, and does other things in between: caches are cold and threads
+asleep. So single calls are measured as well, each after a pause, the sessions in turn (`paced`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,12 @@ FEEDS = 16
 _REST = 0.06
 """Seconds until the threads of an ONNX Runtime session with default options have stopped spinning after a run."""
 
+_PAUSE = 0.008
+"""Seconds before a paced call: about the rate of a fast sensor, and long enough for threads to fall asleep."""
+
+_PACED = 40
+"""Paced calls of each session, fewer where they take longer than a quarter of the measurement."""
+
 _BLOCK_SECONDS = 0.02
 _MAX_BLOCK = 10
 _MIN_ROUNDS = 7
@@ -32,15 +41,25 @@ _MAX_ROUNDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Latencies of one session: whole calls, and each engine within them."""
+    """Latencies of one session: whole calls, each engine within them, and single calls after a pause."""
 
     total: Latencies
     engines: Mapping[str, Latencies]
+    paced: Latencies
 
     @property
     def ms(self) -> float:
         """Median of a whole call in milliseconds."""
         return self.total.median * 1e3
+
+    @property
+    def paced_ms(self) -> float:
+        """Median of a single call after a pause in milliseconds."""
+        return self.paced.median * 1e3
+
+    def ratio(self, base: Timing) -> float:
+        """Returns the time over that of `base`, in steady use or paced, whichever is worse."""
+        return max(self.ms / base.ms, self.paced_ms / base.paced_ms)
 
     def engine_ms(self, name: str) -> float:
         """Median of one engine in milliseconds."""
@@ -98,13 +117,32 @@ def time_sessions(sessions: Mapping[str, Timed], feeds: Sequence[Feed], *, secon
                     engines[name].setdefault(engine, []).append(value)
         if at + 1 >= _MIN_ROUNDS and time.perf_counter() >= end:
             break
+    paced = _paced(sessions, feeds, seconds / 4)
     return {
         name: Timing(
             Latencies(np.array(totals[name])),
             {engine: Latencies(np.array(values)) for engine, values in engines[name].items()},
+            paced[name],
         )
         for name in sessions
     }
+
+
+def _paced(sessions: Mapping[str, Timed], feeds: Sequence[Feed], seconds: float) -> dict[str, Latencies]:
+    """Returns single calls of every session, one after the other in rotating order, each after a pause."""
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    names = list(sessions)
+    end = time.perf_counter() + seconds
+    for at in range(_PACED):
+        for name in names[at % len(names) :] + names[: at % len(names)]:
+            sessions[name].reset_state()
+            time.sleep(_PAUSE)
+            start = time.perf_counter()
+            sessions[name].run(feeds[at % len(feeds)])
+            times[name].append(time.perf_counter() - start)
+        if at + 1 >= _MIN_ROUNDS and time.perf_counter() >= end:
+            break
+    return {name: Latencies(np.array(values)) for name, values in times.items()}
 
 
 def _block(session: Timed, feed: Feed) -> int:

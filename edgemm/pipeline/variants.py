@@ -168,7 +168,7 @@ class Contest:
             batch = self.recipe.evaluate.batch
             return collect_outputs(session.run, session.io, samples, batch=batch, reset=session.reset_state)
 
-        return measure.accuracy_of(outputs).worst <= self.recipe.evaluate.max_drop
+        return measure.accuracy_of(outputs).within(self.recipe.evaluate.max_drop)
 
     # -- proposals, built and judged -------------------------------------------------------------------------
 
@@ -220,6 +220,9 @@ class Contest:
             raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=_REMEDY)
         if chosen is None or (section.objective == "accuracy" and sure.objection is None):
             chosen = sure
+        if (missed := over_limit(self.recipe, chosen)) is not None:
+            self.notes.append(f"nothing is fast enough; what ships takes {missed}")
+            self.progress.step("note", self.notes[-1])
         others = self._fallback(chosen, order, floats, sure)
         if not chosen.timings:  # nothing was chosen by time; what ships is measured all the same
             chosen.timings = self._time([chosen.candidate])
@@ -247,7 +250,7 @@ class Contest:
             if judged.objection is None:
                 held[layout] = judged
                 continue
-            self.progress.step("verify", f"{judged.proposal.name} refused: {judged.objection}")
+            self.progress.step("verify", f"{judged.proposal}: refused, {judged.objection}")
             if proposal.integer and refused is None:
                 refused = judged
         return held, refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_clip_as_the_library_gives_it_is_named_as_mixing_its_batch(tiny: ModuleT
     torch.save(tiny.clip().model, path)
     result = export(ModelSource(path, allow_pickle=True), rows(tiny, "clip"))
     assert result.graph.io.batch == 1
-    assert "logits_per_image' has shape (3, 3) for 3 samples" in result.dynamic.fixed[0].reason
+    assert re.search(r"logits_per_image' has shape \((\d), \1\) for \1 samples", result.dynamic.fixed[0].reason)
     assert {"logits_per_image", "image_embeds", "vision_model_output_pooler_output"} <= {
         o.name for o in result.graph.io.outputs
     }

@@ -119,8 +119,9 @@ def test_table_lines(int8: ConvertResult) -> None:
     lines = int8.summary_lines()
     assert lines[0].startswith("accuracy   9")
     assert "200 evaluation samples" in lines[0]
-    assert "interleaved runs" in lines[1]
-    assert "kB" in lines[2]
+    assert [line.rpartition("with ")[2] for line in lines[1:3]] == ["image blank)", "audio blank)"]
+    assert "interleaved runs" in lines[3]
+    assert "kB" in lines[4]
 
 
 # -- accuracy and data ------------------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ def test_model_that_int8_breaks_stays_float_with_the_reason(
 ) -> None:
     integers_take(monkeypatch, 0.5)
     _, refused = shipped_and_refused(convert(outlier, tmp_path / "out.edgemm"))
-    assert refused["refused"].startswith("no plan keeps the budget of 0 on the search samples")
+    assert refused["refused"].startswith("no plan keeps the budget of 0 on 36 search samples")
     assert "the closest drops by" in refused["refused"]
     assert refused["decisions"].get("int8", 0) == 0
 

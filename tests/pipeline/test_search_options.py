@@ -15,13 +15,14 @@ from click.testing import CliRunner
 
 from edgemm.cli import cli
 from edgemm.errors import BackendError, QuantizationError
-from edgemm.pipeline import ConvertResult
+from edgemm.pipeline import ConvertResult, timing
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.proposals import Proposal
 from edgemm.pipeline.race import Track
 from edgemm.quant.measure import ChainMeasure
 from edgemm.runtime import open_session
+from edgemm.runtime.latency import Latencies
 from edgemm.runtime.openvino import capabilities
 
 Convert = Callable[..., ConvertResult]
@@ -186,6 +187,49 @@ def test_where_rounding_wins_and_is_refused_the_search_is_made_up_for(
     assert any(g["gain"] is not None for g in report(result)["groups"])  # it asked what each group gains
 
 
+def test_what_fails_on_the_evaluation_samples_steps_back_along_the_front(
+    convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan that the search likes best is refused: a milder one ships."""
+    refusals = iter(["too far off"])
+    monkeypatch.setattr(
+        "edgemm.pipeline.variants.inaccurate",
+        lambda recipe, accuracy: next(refusals, None) if accuracy["variant"] != accuracy["float"] else None,
+    )
+    monkeypatch.setattr("edgemm.pipeline.variants.too_slow", lambda *given: None)
+    result = convert_onnx(
+        quantize={"precision": "int8", "cache": False}, evaluate=BUDGET, layout="staged", engine="onnxruntime"
+    )
+    points = [p for p in report(result)["points"] if p["fits"]]
+    assert len(points) > 1
+    assert sum(p["chosen"] for p in points) == 1
+
+
+def test_single_calls_after_a_pause_count_as_well(convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integers that are fast in a row and slow one by one do not ship."""
+    measured = timing._paced
+
+    def paced(sessions: Any, feeds: Any, seconds: float) -> dict[str, Latencies]:
+        found = measured(sessions, feeds, seconds)
+        return {n: Latencies(v.seconds * (50 if n.startswith("int8") else 1)) for n, v in found.items()}
+
+    monkeypatch.setattr(timing, "_paced", paced)
+    result = convert_onnx(quantize={"precision": "auto", "cache": False}, evaluate=BUDGET)
+    assert result.shipped.precision != "int8"
+    refused = [v.refused for v in result.manifest.variants if v.refused]
+    assert any("when calls come one by one" in text for text in refused) or not report(result)["points"]
+
+
+def test_blank_samples_and_a_missed_latency_are_told(convert_onnx: Convert) -> None:
+    result = convert_onnx(
+        quantize={"precision": "auto", "objective": "accuracy", "max_latency_ms": 1e-6}, evaluate=BUDGET
+    )
+    text = "\n".join(result.summary_lines())
+    assert "with image blank" in text
+    assert "with audio blank" in text
+    assert any("nothing is fast enough" in note for note in result.manifest.info["notes"])
+
+
 def test_an_engine_far_behind_is_raced_once(convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[tuple[str, str], int] = {}
 
@@ -246,6 +290,16 @@ def test_an_edited_plan_is_applied(planned: Any, model_onnx: Path, trained_folde
     assert sum(p == "int8" for p in kept.values()) == len(integer) - 1
     by_hand = next(d for d in applied["decisions"] if d["node"] == integer[0]["node"])
     assert (by_hand["rule"], by_hand["reason"]) == ("by-hand", "tried")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"decisions": 3}'])
+def test_a_file_that_is_no_plan_is_refused_before_anything_is_done(
+    content: str, convert_onnx: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemm.pipeline.export", lambda *given: pytest.fail("the model was exported first"))
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(QuantizationError, match=r"plan\.json"):
+        convert_onnx(quantize={"plan": tmp_path / "plan.json"})
 
 
 def test_a_plan_for_another_model_is_refused(planned: Any, model_onnx: Path, trained_folder: Path) -> None:

@@ -123,11 +123,31 @@ def two_graph():
 
 def test_a_plan_that_pays_is_left_alone(two):
     result = look(two, Machine(two[0]))
-    assert len(result.points) == 1
     assert result.best.setting == two[1]
     assert result.best.ms == 20.0
     assert set(result.cost) == set(result.gain) == set(two[1])
     assert result.finished
+
+
+def test_milder_plans_are_scored_to_step_back_to(two):
+    """Behind the first that fits come two with a third and two thirds of the groups in float, slower each."""
+    points = look(two, Machine(two[0])).points
+    counts = [len(p.setting) for p in points]
+    assert len(points) == 3
+    assert counts[0] == len(two[1]) > counts[1] > counts[2] > 0
+    assert points[0].ms < points[1].ms < points[2].ms
+    costly = dict.fromkeys(list(two[1])[:2], 0.5)
+    milder = [p for p in look(two, Machine(two[0], cost=costly)).points if p.fits]
+    assert len(milder) >= 3
+    assert not set(costly) & set(milder[0].setting)
+
+
+def test_a_drop_of_the_whole_budget_is_within_it(two):
+    """4 of 400 samples are 0.010000000000000009 of them in floating point; the budget is 0.01."""
+    name = next(iter(two[1]))
+    machine = Machine(two[0], cost={name: 1 - 396 / 400})
+    assert 1 - 396 / 400 > 0.01
+    assert look(two, machine, Limits(drop=0.01, seconds=1e9)).best.setting == two[1]
 
 
 def test_groups_that_save_no_time_go_back_with_their_reason(two):

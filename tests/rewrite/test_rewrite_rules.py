@@ -259,6 +259,27 @@ def test_duplicates_merge_and_two_outputs_stay_two():
     assert int(log["merge duplicates"]) >= 2
 
 
+def test_weights_of_an_encoder_that_reads_two_inputs_are_stored_once():
+    """Folding a batch norm makes two weights of one that both sides read; they are equal."""
+    made = weights(w=(8, 3, 3, 3), scale=(8,), bias=(8,), mean=(8,))
+    graph = onnx_graph(
+        """g (float[batch,3,8,8] left, float[batch,3,8,8] right) => (float[batch,8,6,6] y) {
+            l = Conv(left, w)
+            r = Conv(right, w)
+            variance = Mul(scale, scale)
+            ln = BatchNormalization(l, scale, bias, mean, variance)
+            rn = BatchNormalization(r, scale, bias, mean, variance)
+            y = Sub(ln, rn)
+        }""",
+        weights=made,
+    )
+
+    result, _ = rewrite_and_compare(graph, random_feed(graph), tolerance=1e-4)
+
+    assert sorted(ops(result)) == ["Conv", "Conv", "Sub"]
+    assert sorted(v.shape.rank() for v in result.model.graph.initializers.values()) == [1, 4]
+
+
 def test_what_no_output_needs_goes_and_unused_inputs_stay():
     graph = onnx_graph(
         """<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
