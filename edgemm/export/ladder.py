@@ -16,6 +16,7 @@ from edgemm.export.program import TorchProgram
 from edgemm.export.request import DynamicDim, DynamicReport, ExportRequest, FixedDim, Progress
 from edgemm.export.trace import TRACE_BATCH, trace
 from edgemm.export.verify import OrtRunner, prove_sizes
+from edgemm.memory import give_back_memory
 from edgemm.tensors import BATCH, Dim, TensorSpec
 
 
@@ -62,6 +63,8 @@ def climb(program: TorchProgram, batching: Batching, request: ExportRequest, pro
         failed = _symbols_of(feeds, traced.fixed)
         if not failed:
             model = to_onnx(traced, [s.name for s in feeds.inputs], program.module.names, request.opset)
+            del traced
+            give_back_memory(sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value))
             runner = OrtRunner(model)
             failed = _closed_by_onnx(model, feeds)
             if not failed:

@@ -37,6 +37,7 @@ class OrtRunner:
         ort = _optional.require("onnxruntime", extra="cpu", why="check the exported graph")
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False  # memory goes back after every call: torch holds the model as well
         options.add_session_config_entry("session.force_spinning_stop", "1")  # it takes turns with torch
         try:
             self._session = _open(ort, model, options)
