@@ -65,6 +65,11 @@ class Fixture:
         data = ("--calib", str(self.calib), "--eval", str(self.eval))
         return (str(self.model), *data, *task, *metric, *self.options)
 
+    def convert_command(self, output: Path, *options: str) -> list[str]:
+        """Returns the command that converts this fixture to the bundle `output` and prints JSON."""
+        start = [sys.executable, "-m", "edgemm", "convert"]
+        return [*start, *self.arguments, "-o", str(output), "--json", *options]
+
 
 def build(name: str, folder: Path | None = None) -> Fixture:
     """Returns the fixture called `name`, built in `folder/name` unless it is there already.

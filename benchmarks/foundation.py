@@ -10,7 +10,6 @@ what torch.onnx.export(dynamo=True) writes (or the .onnx file itself) in one ses
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from statistics import geometric_mean
@@ -37,19 +36,8 @@ def convert(fixture: Fixture, output: Path) -> tuple[dict[str, Any], float, floa
     Raises:
         RuntimeError: It fails; the message is its last line.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "edgemm",
-        "convert",
-        *fixture.arguments,
-        "-o",
-        str(output),
-        "--force",
-        "--json",
-    ]
     with tempfile.TemporaryDirectory() as folder:
-        done = run_child(command, Path(folder), Limits(1800, 16_000))
+        done = run_child(fixture.convert_command(output, "--force"), Path(folder), Limits(1800, 16_000))
         if done.failure is not None:
             raise RuntimeError(done.failure)
         assert done.seconds is not None

@@ -125,21 +125,10 @@ def convert_edgemm(task: Task, folder: Path, limits: Limits, options: Sequence[s
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     bundle = folder / "model.edgemm"
-    arguments = replace(task.fixture, calib=task.labelled.absolute()).arguments
-    command = [
-        sys.executable,
-        "-m",
-        "edgemm",
-        "convert",
-        *arguments,
-        "-o",
-        str(bundle.absolute()),
-        "--json",
-        *options,
-    ]
-    produced = replace(
-        run_child([*command, "--json"], folder, limits, more={"XDG_CACHE_HOME": str(folder.absolute())}), lines=1
-    )
+    fixture = replace(task.fixture, calib=task.labelled.absolute())
+    command = fixture.convert_command(bundle.absolute(), *options)
+    produced = run_child(command, folder, limits, more={"XDG_CACHE_HOME": str(folder.absolute())})
+    produced = replace(produced, lines=1)
     if produced.failure:
         return produced
     told = json.loads((folder / "stdout.txt").read_text())

@@ -43,12 +43,7 @@ def quantized_from(value: ir.Value | None) -> bool:
 
 def check_zero_points(view: View, target: Target) -> Iterator[Finding]:
     """Yields zero points that are not 0, and those that are computed; once per zero point."""
-    seen = set()
-    for site in view.of(QUANTIZE, DEQUANTIZE):
-        value = input_of(site.node, 2)
-        if value is None or value in seen:
-            continue
-        seen.add(value)
+    for site, value in _each_once(view, 2):
         array = constant(value)
         if array is None:
             if not is_constant(value) and value.dtype != ir.DataType.FLOAT8E4M3FN:  # that one is not read
@@ -67,6 +62,16 @@ def check_zero_points(view: View, target: Target) -> Iterator[Finding]:
                 _INT8,
                 value,
             )
+
+
+def _each_once(view: View, index: int) -> Iterator[tuple[Site, ir.Value]]:
+    """Yields an input of every Q and DQ, with the first of them that reads it."""
+    seen = set()
+    for site in view.of(QUANTIZE, DEQUANTIZE):
+        value = input_of(site.node, index)
+        if value is not None and value not in seen:
+            seen.add(value)
+            yield site, value
 
 
 def check_types(view: View, target: Target) -> Iterator[Finding]:
@@ -92,12 +97,7 @@ def check_types(view: View, target: Target) -> Iterator[Finding]:
 
 def check_scales(view: View, target: Target) -> Iterator[Finding]:
     """Yields scales that are not above 0, and those that are computed; once per scale."""
-    seen = set()
-    for site in view.of(QUANTIZE, DEQUANTIZE):
-        value = input_of(site.node, 1)
-        if value is None or value in seen:
-            continue
-        seen.add(value)
+    for site, value in _each_once(view, 1):
         array = constant(value)
         if array is None:
             if not is_constant(value):

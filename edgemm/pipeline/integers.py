@@ -30,7 +30,7 @@ from edgemm.quant.joins import join_warnings
 from edgemm.quant.measure import ChainMeasure, Scoring
 from edgemm.quant.placement import alternatives, plan_quantization
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
-from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
+from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, by_stage, search
 from edgemm.quant.table import CalibrationTable
 from edgemm.recipe import Recipe
 from edgemm.runtime.machine import describe_machine
@@ -93,13 +93,12 @@ class Integers:
         Raises:
             QuantizationError: The plan that was given does not fit this model.
         """
-        given = self.recipe.quantize.plan
-        if given is not None:
-            read_plan(given, self.stages)
+        path = self.recipe.quantize.plan
+        given = read_plan(path, self.stages) if path is not None else None
         with self.clock("calibrate"):
             self._calibrate()
         self.groups = group_nodes(self.stages, alternatives(self.stages, self._table))
-        plans = self._plans = self._forms()
+        plans = self._plans = self._forms() if given is None else {GIVEN: given}
         with self.clock("race"):
             self._started = self._race(plans)
         with self.clock("search"):
@@ -217,8 +216,6 @@ class Integers:
 
     def _forms(self) -> dict[str, QuantPlan]:
         """Returns the integer forms of the model. One that decides like an earlier one is left out."""
-        if self.recipe.quantize.plan is not None:
-            return {GIVEN: read_plan(self.recipe.quantize.plan, self.stages)}
         forms: dict[str, QuantPlan] = {}
         settings = settings_of(self.groups, self.recipe, self._limits)
         for name, setting in settings.items():
@@ -292,11 +289,8 @@ class Integers:
         """Returns the proposals of the fastest integer plan alone, with what each stage costs."""
         judge, start, best_ms = self._beginning()
         point = self._scored(judge.accuracies, Mended(self.plan(start), self.stages, self._table), start, best_ms)
-        stages = {}
-        for stage in self.stages.stages:
-            alone = {g.name: start[g.name] for g in self.groups if g.stage == stage.name and g.name in start}
-            if alone:
-                stages[stage.name] = judge.accuracy(self.plan(alone))
+        alone = by_stage(self.groups, start)
+        stages = {name: judge.accuracy(self.plan(setting)) for name, setting in alone.items()}
         steps = ("a rounding float engine is faster than every integer form; one plan is kept for other devices",)
         self.result = SearchResult((point,), {}, {}, stages, True, steps)
         self._tell(self.result)

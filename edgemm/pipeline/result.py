@@ -99,11 +99,8 @@ def _blank_line(modality: str, blank: Mapping[str, Any]) -> str:
     share = blank["percent"]
     after = "no number" if blank["variant"] is None else _value(blank["variant"], share)
     drop = "no number" if blank["drop"] is None else _points(blank["drop"], share)
-    nan = (
-        ""
-        if blank["cosine"] is not None and blank["max_abs"] is not None
-        else "; the float model gives NaN or inf"
-    )
+    finite = blank["cosine"] is not None and blank["max_abs"] is not None
+    nan = "" if finite else "; outputs are NaN or inf"
     return f"{'':<10} {_value(blank['float'], share)} → {after}   (drop {drop} with {modality} blank{nan})"
 
 

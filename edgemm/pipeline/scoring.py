@@ -55,6 +55,11 @@ def check_metric(section: EvaluateSection, label: str | None) -> None:
         )
 
 
+def outputs_of(session: FusionSession, samples: Samples, batch: int) -> dict[str, np.ndarray]:
+    """Returns a session's result outputs over all samples, from a fresh state."""
+    return collect_outputs(session.run, session.io, samples, batch=batch, reset=session.reset_state)
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """Scores sessions on one split. Made by `score_float`, which keeps the float model's outputs."""
@@ -74,9 +79,7 @@ class Scorer:
         cosine similarity with the float model's output, `max_abs` the largest difference of any value of it on any
         sample: a mean hides a sample that goes wrong.
         """
-        outputs = collect_outputs(
-            session.run, session.io, self.samples, batch=self.batch, reset=session.reset_state
-        )
+        outputs = outputs_of(session, self.samples, self.batch)
         value = score(self.metric, outputs, self.output, labels=self.labels, reference=self.reference)
         cosine = score(metric("cosine"), outputs, self.output, labels=None, reference=self.reference)
         parity = OutputParity()
@@ -105,7 +108,7 @@ def score_float(session: FusionSession, samples: Samples, label: str | None, sec
     """
     chosen = choose_metric(section, samples, label)
     output = choose_output(session.io, section.output)
-    reference = collect_outputs(session.run, session.io, samples, batch=section.batch, reset=session.reset_state)
+    reference = outputs_of(session, samples, section.batch)
     if section.metric is None and chosen.name == "agreement" and not is_classes(reference[output]):
         chosen = metric("cosine")
     labels = collect_labels(samples, label) if label is not None else None

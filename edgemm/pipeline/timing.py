@@ -110,7 +110,7 @@ def time_sessions(sessions: Mapping[str, Timed], feeds: Sequence[Feed], *, secon
     names = list(sessions)
     end = time.perf_counter() + seconds
     for at in range(_MAX_ROUNDS):
-        for name in names[at % len(names) :] + names[: at % len(names)]:
+        for name in _turn(names, at):
             session = sessions[name]
             session.reset_state()  # a state that grows with every call would be measured at every length
             time.sleep(_REST)
@@ -141,7 +141,7 @@ def _paced(sessions: Mapping[str, Timed], feeds: Sequence[Feed], seconds: float)
     names = list(sessions)
     end = time.perf_counter() + seconds
     for at in range(_PACED):
-        for name in names[at % len(names) :] + names[: at % len(names)]:
+        for name in _turn(names, at):
             sessions[name].reset_state()
             time.sleep(_PAUSE)
             start = time.perf_counter()
@@ -150,6 +150,12 @@ def _paced(sessions: Mapping[str, Timed], feeds: Sequence[Feed], seconds: float)
         if at + 1 >= _MIN_ROUNDS and time.perf_counter() >= end:
             break
     return {name: Latencies(np.array(values)) for name, values in times.items()}
+
+
+def _turn(names: list[str], at: int) -> list[str]:
+    """Returns the names in the order of round `at`."""
+    first = at % len(names)
+    return names[first:] + names[:first]
 
 
 def _block(session: Timed, feed: Feed) -> int:

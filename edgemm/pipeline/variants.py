@@ -9,13 +9,11 @@ what a user has without edgemm.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from edgemm.data import Samples
 from edgemm.errors import BackendError, QuantizationError
-from edgemm.metrics import collect_outputs
 from edgemm.partition import StageGraph
 from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Layout, Workbench
@@ -36,7 +34,7 @@ from edgemm.pipeline.outcome import BASELINE, Judged, Outcome, assemble
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, float_proposal
 from edgemm.pipeline.race import Track, stage_feeds
-from edgemm.pipeline.scoring import Scorer, score_float
+from edgemm.pipeline.scoring import Scorer, outputs_of, score_float
 from edgemm.pipeline.splits import Splits
 from edgemm.pipeline.timing import Timing, latency_feeds, time_sessions
 from edgemm.quant.plan import FLOAT, INT8
@@ -44,8 +42,6 @@ from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from edgemm.quant.measure import ChainMeasure
 
 SECONDS = 4.0
@@ -163,12 +159,9 @@ class Contest:
             session = self._sessions[self._build(fastest).variant.name]
         except BackendError:
             return False
-
-        def outputs(samples: Samples) -> Mapping[str, np.ndarray]:
-            batch = self.recipe.evaluate.batch
-            return collect_outputs(session.run, session.io, samples, batch=batch, reset=session.reset_state)
-
-        return measure.accuracy_of(outputs).within(self.recipe.evaluate.max_drop)
+        batch = self.recipe.evaluate.batch
+        accuracy = measure.accuracy_of(lambda samples: outputs_of(session, samples, batch))
+        return accuracy.within(self.recipe.evaluate.max_drop)
 
     # -- proposals, built and judged -------------------------------------------------------------------------
 

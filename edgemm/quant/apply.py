@@ -103,13 +103,8 @@ def apply_plan(stage: Stage, plan: QuantPlan, table: CalibrationTable) -> ir.Mod
 
 
 def _check(decision: Decision, nodes: Mapping[str, ir.Node]) -> None:
-    where = f"'{decision.node}' of stage '{decision.stage}'"
-    if decision.node not in nodes:
-        raise QuantizationError(
-            f"the plan has {decision.precision} for {where}, which has no such node.",
-            hint="the plan was made for another model or export; plan again",
-        )
-    node = nodes[decision.node]
+    where = decision.where
+    node = decision.node_in(nodes)
     found = verdict(node)
     listed = found.alternatives if found is not None else (INT8, FLOAT) if node.op_type in JOINS else (FLOAT,)
     if decision.precision not in listed:

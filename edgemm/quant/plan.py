@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from edgemm.errors import QuantizationError, did_you_mean
+
+T = TypeVar("T")
 
 FLOAT = "fp32"
 INT8 = "int8"
@@ -50,6 +52,24 @@ class Decision:
     options: Mapping[str, Any] = field(default_factory=dict)
     cost: float | None = None
     gain: float | None = None
+
+    @property
+    def where(self) -> str:
+        """Node and stage, for messages."""
+        return f"'{self.node}' of stage '{self.stage}'"
+
+    def node_in(self, nodes: Mapping[str, T]) -> T:
+        """Returns the node that is decided about, of a stage's nodes by name.
+
+        Raises:
+            QuantizationError: There is none.
+        """
+        if self.node not in nodes:
+            raise QuantizationError(
+                f"the plan has {self.precision} for {self.where}, which has no such node.",
+                hint="the plan was made for another model or export; plan again",
+            )
+        return nodes[self.node]
 
     def to_json(self) -> dict[str, Any]:
         """Returns a plain dict without the fields that are not in use."""

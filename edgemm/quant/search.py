@@ -138,6 +138,15 @@ class SearchResult:
         return next((p for p in self.points if p.fits), None)
 
 
+def by_stage(groups: Sequence[Group], setting: Setting) -> dict[str, dict[str, str]]:
+    """Returns stage -> the part of a setting that is about it."""
+    result: dict[str, dict[str, str]] = {}
+    for group in groups:
+        if group.name in setting:
+            result.setdefault(group.stage, {})[group.name] = setting[group.name]
+    return result
+
+
 PlanOf = Callable[[Setting, Mapping[str, tuple[str, str]]], QuantPlan]
 """Makes a plan of a setting; the second argument tells why groups are float: name -> (rule, reason)."""
 
@@ -211,10 +220,9 @@ class _Search:
                 return
             self.cost[group.name] = self.measure.output_error(self.plan({group.name: setting[group.name]}))
             self.tick(len(active))
-        for stage in dict.fromkeys(g.stage for g in active):
+        for stage, alone in by_stage(active, setting).items():
             if self.late():
                 return
-            alone = {g.name: setting[g.name] for g in active if g.stage == stage}
             self.stages[stage] = self.measure.accuracy(self.plan(alone))
 
     def paying(self, active: Sequence[Group], setting: dict[str, str], ms: float) -> tuple[dict[str, str], float]:

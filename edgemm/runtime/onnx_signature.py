@@ -67,11 +67,12 @@ def _tensor(info: memoryview, engine: str, kind: str) -> TensorSpec:
         raise BackendError(
             f"engine '{engine}': {kind} '{name}' has no shape.", hint="run shape inference over the graph first"
         )
-    dims = (_dim(dim, f"{name}:{axis}") for axis, dim in enumerate(messages(shapes[-1], 1)))
+    dims = (read_dim(dim, f"{name}:{axis}") for axis, dim in enumerate(messages(shapes[-1], 1)))
     return TensorSpec(name, dtype, tuple(dims))
 
 
-def _dim(dim: memoryview, unnamed: str) -> Dim:
+def read_dim(dim: memoryview, unnamed: str) -> Dim:
+    """Returns the size or the symbol in a TensorShapeProto.Dimension, `unnamed` where it has neither."""
     for field, value in fields(dim):
         if field == 1 and isinstance(value, int):
             return value

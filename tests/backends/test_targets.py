@@ -30,18 +30,6 @@ def nothing(module: str) -> None:
     return None
 
 
-@pytest.fixture
-def tree(tmp_path: Path):
-    def write(files: dict[str, str]) -> Path:
-        for name, text in files.items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return tmp_path
-
-    return write
-
-
 class TestCatalogue:
     def test_names(self) -> None:
         names = [t.name for t in list_targets()]

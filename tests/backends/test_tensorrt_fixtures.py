@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from test_tensorrt_rtx import SKIP
+from rtx import SKIP
 from trt_graphs import half, quantize, write
 
 from edgemm.backends.tensorrt import (

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from rtx import SKIP
 from trt_graphs import half, model_of, quantize, random_weights, write
 
 from edgemm.backends._trt.onnx_file import read_onnx
@@ -30,21 +31,10 @@ from edgemm.backends.tensorrt import (
     make_profiles,
     read_sidecar,
 )
-from edgemm.errors import BackendError, EdgemmError, RecipeError
+from edgemm.errors import BackendError, RecipeError
 from edgemm.runtime._trt.module import load_module
 from edgemm.tensors import ShapeRange
 
-
-def reason_to_skip() -> str:
-    """Returns why TensorRT-RTX cannot be used here, empty when it can."""
-    try:
-        load_module("tensorrt_rtx")
-    except EdgemmError as error:
-        return str(error)
-    return ""
-
-
-SKIP = reason_to_skip()
 pytestmark = pytest.mark.skipif(bool(SKIP), reason=SKIP)
 
 SMS = (75, 86, 89, 120)

@@ -28,18 +28,6 @@ def arm_core(number: int, part: str, features: str) -> str:
     )
 
 
-@pytest.fixture
-def tree(tmp_path: Path):
-    def write(files: dict[str, str]) -> Path:
-        for name, text in files.items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return tmp_path
-
-    return write
-
-
 def test_orin_with_its_jetpack_package(tree) -> None:
     root = tree(
         {

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from edgemm.errors import BackendError
 from edgemm.runtime._trt.sidecar import sha256
-from edgemm.runtime.protobuf import fields, last, messages, number, numbers, text
-from edgemm.tensors import Dim, TensorSpec
+from edgemm.runtime.onnx_signature import read_dim
+from edgemm.runtime.protobuf import last, messages, number, numbers, text
+from edgemm.tensors import TensorSpec
 
 ELEMENTS = {
     1: ("float32", 32),
@@ -207,16 +208,7 @@ def _spec(info: memoryview) -> TensorSpec:
     name, tensor = text(info, 1), last(last(info, 2), 1)
     dims = enumerate(messages(last(tensor, 2), 1))
     dtype = ELEMENTS.get(number(tensor, 1), ("unknown", 0))[0]
-    return TensorSpec(name, dtype, tuple(_dim(dim, f"{name}:{axis}") for axis, dim in dims))
-
-
-def _dim(dim: memoryview, unnamed: str) -> Dim:
-    for field, value in fields(dim):
-        if field == 1 and isinstance(value, int):
-            return value
-        if field == 2 and isinstance(value, memoryview):
-            return str(value, "utf-8") or unnamed
-    return unnamed
+    return TensorSpec(name, dtype, tuple(read_dim(dim, f"{name}:{axis}") for axis, dim in dims))
 
 
 def _names(message: memoryview, field: int) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from edgemm.errors import QuantizationError, did_you_mean
+from edgemm.errors import QuantizationError
 from edgemm.partition import Stage
 from edgemm.quant import arithmetic
 from edgemm.quant.edit import Editor, make_node
@@ -73,13 +73,8 @@ def apply_tensorrt(stage: Stage, plan: QuantPlan, table: CalibrationTable) -> ir
 
 
 def _check(decision: Decision, nodes: Mapping[str, ir.Node]) -> None:
-    where = f"'{decision.node}' of stage '{decision.stage}'"
-    if decision.node not in nodes:
-        raise QuantizationError(
-            f"the plan has {decision.precision} for {where}, which has no such node.",
-            hint=did_you_mean(decision.node, nodes, "the plan was made for another model or export; plan again"),
-        )
-    node = nodes[decision.node]
+    where = decision.where
+    node = decision.node_in(nodes)
     found = verdict(node)
     able = node.op_type in ("Add", "Concat") or (found is not None and INT8 in found.kernels)
     if decision.precision == INT8 and not able:
@@ -158,7 +153,7 @@ class _Quantizer:
             others = sum(known is value for known, _ in self.quantized)
             name = f"{_plain(value)}/{others}" if others else _plain(value)
             native = value.dtype or ir.DataType.FLOAT
-            inputs = [value, self._constant(name, "scale", scale, native), self._zero(name)]
+            inputs = [value, self._scale_constant(name, scale, native), self._zero(name)]
             quantize = make_node("QuantizeLinear", inputs, f"{name}/quantized", {})
             quantize.outputs[0].type, quantize.outputs[0].shape = ir.TensorType(ir.DataType.INT8), value.shape
             self.editor.after_producer(value, [quantize])
@@ -166,17 +161,17 @@ class _Quantizer:
         integers = self.quantized[key]
         if (integers, dtype) not in self.dequantized:
             base = str(integers.name).removesuffix("/quantized")
-            inputs = [integers, self._constant(base, "scale", scale, dtype), self._zero(base)]
-            suffix = "" if dtype == ir.DataType.FLOAT else f"/{dtype.name.lower()}"
-            node = make_node("DequantizeLinear", inputs, f"{base}/dequantized{suffix}", {})
+            inputs = [integers, self._scale_constant(base, scale, dtype), self._zero(base)]
+            node = make_node("DequantizeLinear", inputs, f"{base}/dequantized{_suffix(dtype)}", {})
             node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
             self.editor.after_producer(integers, [node])
             self.dequantized[integers, dtype] = node.outputs[0]
         return self.dequantized[integers, dtype]
 
-    def _constant(self, name: str, what: str, scale: float | np.ndarray, dtype: ir.DataType) -> ir.Value:
-        suffix = "" if dtype == ir.DataType.FLOAT else f"/{dtype.name.lower()}"
-        return self.editor.shared(f"{name}/{what}{suffix}", np.asarray(scale, np.float32).astype(dtype.numpy()))
+    def _scale_constant(self, name: str, scale: float | np.ndarray, dtype: ir.DataType) -> ir.Value:
+        return self.editor.shared(
+            f"{name}/scale{_suffix(dtype)}", np.asarray(scale, np.float32).astype(dtype.numpy())
+        )
 
     def _zero(self, name: str) -> ir.Value:
         return self.editor.shared(f"{name}/zero_point", np.asarray(0, np.int8))
@@ -192,11 +187,10 @@ class _Quantizer:
             )
             inputs = [
                 self.editor.shared(f"{name}/int8", arithmetic.quantize_weight(weight, scales, axis)),
-                self._constant(name, "scale", scales, dtype),
+                self._scale_constant(name, scales, dtype),
                 self.editor.shared(f"{name}/zero_points", np.zeros(scales.shape, np.int8)),
             ]
-            suffix = "" if dtype == ir.DataType.FLOAT else f"/{dtype.name.lower()}"
-            made = make_node("DequantizeLinear", inputs, f"{name}/dequantized{suffix}", {"axis": axis})
+            made = make_node("DequantizeLinear", inputs, f"{name}/dequantized{_suffix(dtype)}", {"axis": axis})
             made.outputs[0].type, made.outputs[0].shape = ir.TensorType(dtype), ir.Shape(weight.shape)
             self.editor.model.graph.insert_before(self.editor.model.graph[0], [made])
             self.weights[key] = made.outputs[0]
@@ -204,6 +198,10 @@ class _Quantizer:
 
 
 _CASTS = ("/float", "/float16", "/bfloat16")
+
+
+def _suffix(dtype: ir.DataType) -> str:
+    return "" if dtype == ir.DataType.FLOAT else f"/{dtype.name.lower()}"
 
 
 def _plain(value: ir.Value) -> str:

@@ -79,6 +79,12 @@ def float_values(model: ir.Model) -> list[ir.Value]:
     return [v for v in values if v.dtype == ir.DataType.FLOAT and v.name]
 
 
+def is_float(value: ir.Value) -> bool:
+    """Says whether a value is a float32 tensor, as far as the graph tells."""
+    dtype = value.const_value.dtype if value.const_value is not None else value.dtype
+    return dtype == ir.DataType.FLOAT
+
+
 def allowed(node: ir.Node, opset: int, half: str) -> bool:
     """Says whether ONNX has `node`'s operator for a half precision in this opset."""
     try:
@@ -139,8 +145,7 @@ class _Caster:
 
     def is_float(self, value: ir.Value) -> bool:
         """Says whether a value was float32 before anything changed."""
-        dtype = value.const_value.dtype if value.const_value is not None else value.dtype
-        return value in self.native or dtype == ir.DataType.FLOAT
+        return value in self.native or is_float(value)
 
     def typed(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Returns `value` as `dtype`."""

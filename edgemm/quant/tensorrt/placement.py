@@ -27,7 +27,7 @@ from edgemm.partition import Stage, StageGraph
 from edgemm.quant.joins import MIN_BITS, JoinScales, decide_scales, explain_joins, join_scales
 from edgemm.quant.plan import BF16, FLOAT, HALF, INT8, Decision, QuantPlan
 from edgemm.quant.table import CalibrationTable, TensorRange
-from edgemm.quant.tensorrt.half import HALF_OPS, allowed, float_values
+from edgemm.quant.tensorrt.half import HALF_OPS, allowed, float_values, is_float
 from edgemm.quant.tensorrt.rules import verdict
 from edgemm.quant.tensors import MOVES, constant_array, data_inputs, named_nodes, table_key
 
@@ -258,13 +258,6 @@ class _Stage:
     def _small_scale(self, node: ir.Node) -> bool:
         scaled = [r for v in data_inputs(node) if (r := self._range(v)) is not None]
         return self.half == HALF and any(max(abs(r.low), abs(r.high)) / 127 < SMALLEST_SCALE for r in scaled)
-
-
-def is_float(value: ir.Value) -> bool:
-    """Says whether a value is a float32 tensor, as far as the graph tells."""
-    if value.const_value is not None:
-        return value.const_value.dtype == ir.DataType.FLOAT
-    return value.dtype == ir.DataType.FLOAT
 
 
 def geometry_cone(stage: Stage) -> set[ir.Node]:

@@ -8,24 +8,12 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 from plan_models import applied
+from rtx import SKIP
 
 from edgemm.backends._trt.onnx_file import read_onnx
 from edgemm.backends.tensorrt import BuildRequest, SizeRange, build_engine, make_profiles
-from edgemm.errors import EdgemmError
 from edgemm.quant.tensorrt.placement import plan_tensorrt
-from edgemm.runtime._trt.module import load_module
 
-
-def reason_to_skip() -> str:
-    """Returns why TensorRT-RTX cannot be used here, empty when it can."""
-    try:
-        load_module("tensorrt_rtx")
-    except EdgemmError as error:
-        return str(error)
-    return ""
-
-
-SKIP = reason_to_skip()
 pytestmark = pytest.mark.skipif(bool(SKIP), reason=SKIP)
 
 
