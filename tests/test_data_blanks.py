@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemm.data import Blank, blank_twins, blank_values, digest_of, with_blanks
+from edgemm.data import Blank, blank_twins, blank_values, digest_of, never_blank, with_blanks
 from edgemm.errors import DataError
 from edgemm.tensors import IOSpec, TensorSpec
 
@@ -152,3 +152,10 @@ def test_what_does_not_fit_is_said(tmp_path):
         with pytest.raises(DataError, match=message) as caught:
             blank_values(IO, rows(), blanks)
         assert hint is None or caught.value.hint == hint
+
+
+def test_a_modality_of_integers_alone_is_told():
+    (warning,) = never_blank(IO, blank_values(IO, rows()))
+    assert "modality 'text'" in warning
+    assert "--blank ids=constant:0" in warning
+    assert never_blank(IO, blank_values(IO, rows(), {"ids": Blank("constant", 0.0)})) == ()

@@ -5,7 +5,7 @@ inputs are labels. `open_samples` reads `.npz`, a folder of `.npz` shards, or th
 `check_samples` holds them against the model in one streaming pass; `split` makes disjoint parts.
 """
 
-from edgemm.data.blanks import Blank, Blanked, BlankValues, blank_twins, blank_values, with_blanks
+from edgemm.data.blanks import Blank, Blanked, BlankValues, blank_twins, blank_values, never_blank, with_blanks
 from edgemm.data.check import ArrayInfo, DataReport, check_samples, describe
 from edgemm.data.reader import load_attribute
 from edgemm.data.samples import (
@@ -49,6 +49,7 @@ __all__ = [
     "load_attribute",
     "make_feed",
     "names_of",
+    "never_blank",
     "open_samples",
     "random_feed",
     "split",

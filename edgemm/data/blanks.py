@@ -251,6 +251,18 @@ def blank_twins(samples: Samples, io: IOSpec, values: BlankValues | None = None)
     return {m: Blanked(samples, _Always(names, len(samples)), values) for m, names in values.inputs.items()}
 
 
+def never_blank(io: IOSpec, values: BlankValues) -> tuple[str, ...]:
+    """Returns a warning for each modality that is never silent, because nothing says what its inputs are then."""
+    modalities = io.modality_names()
+    silent = [m for m in modalities if len(modalities) > 1 and m not in values.inputs]
+    first = {m: next(i.name for i in io.feed_inputs if io.modalities[i.name] == m) for m in silent}
+    return tuple(
+        f"modality '{m}' has integer inputs only: no sample is run with it silent; if it can drop out on the "
+        f"device, say what it gives then, for example --blank {first[m]}=constant:0"
+        for m in silent
+    )
+
+
 def _load(name: str, path: str, samples: Samples) -> np.ndarray:
     try:
         array: np.ndarray = np.load(Path(path), allow_pickle=False)

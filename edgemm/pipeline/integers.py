@@ -10,7 +10,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from edgemm.data import Blank, BlankValues, Samples, blank_twins, blank_values, thinned, with_blanks
+from edgemm.data import Blank, BlankValues, Samples, blank_twins, blank_values, never_blank, thinned, with_blanks
 from edgemm.partition import StageGraph
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.forms import GIVEN, by_size, limits_of, settings_of, timed
@@ -211,6 +211,7 @@ class Integers:
         )
         self.warnings += table.coverage.warnings() if table.coverage is not None else ()
         self.warnings += join_warnings(self.stages, table)
+        self.warnings += never_blank(io, self._blanks) if data.blank_share else ()
         for text in self.warnings:
             self.progress.step("note", text)
 
