@@ -67,7 +67,7 @@ def engine_key(sidecar: Sidecar) -> str:
 
 
 def engine_path(graph: str, key: str) -> str:
-    """Returns where the engine of a graph is: for `"engines/v/image.onnx"` it is `"engines/v/image.KEY.engine"`."""
+    """Returns the engine's place: for the graph `"engines/v/image.onnx"` it is `"engines/v/image.KEY.engine"`."""
     return f"{_stem(graph)}.{key}.engine"
 
 
@@ -117,7 +117,7 @@ def _title(module: str) -> str:
 
 
 def _other_version(sidecar: Sidecar, version: str) -> str | None:
-    """A version-compatible engine runs with later versions (NVIDIA TensorRT documentation, "Version Compatibility").
+    """A version-compatible engine runs with later versions (NVIDIA, "Version Compatibility").
 
     Later major ones have removed API that an engine may need: they are not relied upon.
     """
