@@ -134,9 +134,9 @@ def _print_layers(found: Difference, *, every: bool) -> None:
     first = found.first_diverging
     shown = found.layers
     if not every and len(shown) > _SHOWN:
-        worst = sorted(shown, key=lambda x: x.parity.sqnr_db)[:_SHOWN]
+        worst = sorted(shown, key=lambda x: x.sqnr_db)[:_SHOWN]
         shown = tuple(x for x in shown if x in worst or x is first)
-    below = sum(x.parity.sqnr_db < found.threshold for x in found.layers)
+    below = sum(x.sqnr_db < found.threshold for x in found.layers)
     click.echo(
         f"\n{count(len(found.layers), 'tensor')} inside on {count(found.layer_samples, 'sample')}, "
         f"{below} below {found.threshold:g} dB"
@@ -145,19 +145,21 @@ def _print_layers(found: Difference, *, every: bool) -> None:
     rows = []
     for layer in shown:
         told = {
-            "sqnr_db": layer.parity.sqnr_db,
+            "sqnr_db": layer.sqnr_db,
             "cosine": layer.parity.min_cosine,
             "max_abs": layer.parity.max_abs,
         }
         engine = layer.engines[1] if layer.engines[0] == layer.engines[1] else " / ".join(layer.engines)
-        mark = "<- first diverging" if layer is first else ""
+        mark = "<- first diverging" if layer is first else "rescaled" if layer.rescaled else ""
         rows.append([layer.tensor, layer.op, engine, *_numbers(told), mark])
     header = ("tensor", "op", "engine", "SQNR dB", "cosine", "max abs", "")
     click.echo(table(header, rows, right=header[3:6]))
+    if any(x.rescaled for x in shown):
+        click.echo("rescaled: a plan moved factors per channel into the next weights; SQNR is without them")
     if first is None:
         click.echo(f"no tensor diverges: all are at {found.threshold:g} dB or above")
     else:
-        click.echo(f"first diverging: '{first.tensor}' ({first.op}), {first.parity.sqnr_db:.1f} dB")
+        click.echo(f"first diverging: '{first.tensor}' ({first.op}), {first.sqnr_db:.1f} dB")
 
 
 _SHOWN = 15

@@ -8,6 +8,7 @@ inside may differ in the last bits from those of the shipped engine.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from edgemm.partition import Stage, StageGraph
 from edgemm.partition.prepare import fill_shapes
 from edgemm.quant.chain import Chain, Tap, filled
 from edgemm.quant.collect import BUDGET, group_taps
+from edgemm.quant.gains import Gains, moves_factors
 from edgemm.quant.inner_tensors import InnerTensor, inner_tensors
 from edgemm.runtime import FusionSession, open_session
 from edgemm.tensors import IOSpec
@@ -33,6 +35,9 @@ SQNR_DB = 20.0
 
 LAYER_SAMPLES = 64
 """Samples, spread evenly, that the tensors inside are compared on."""
+
+RESCALED_DB = 6.0
+"""So much nearer are tensors whose factors per channel are taken off, if they have any: half the error."""
 
 WORST = 5
 
@@ -49,11 +54,13 @@ class Side:
         path: Bundle or ONNX file.
         session: It, as it runs on the device.
         graph: Its engines as stages, for looking inside; None when an engine is no ONNX file.
+        rescaled: Whether its plan multiplied tensors inside by factors per channel.
     """
 
     path: Path
     session: FusionSession
     graph: StageGraph | None
+    rescaled: bool = False
 
     @property
     def label(self) -> str:
@@ -79,7 +86,8 @@ def open_side(path: Path, variant: str | None = None) -> Side:
         model = load(file)
         fill_shapes(model)
         stages.append(Stage(entry.name, (), "engine", (), (), model, len(model.graph), 0))
-    return Side(path, session, StageGraph(tuple(stages), (), ()))
+    rescaled = path.is_dir() and moves_factors(path, session.manifest, session.variant.target)
+    return Side(path, session, StageGraph(tuple(stages), (), ()), rescaled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +99,30 @@ class Layer:
         op: Operator that makes it in A; `"input"` for a model input that one side quantizes.
         engines: Engine in A, engine in B.
         parity: The difference.
+        gains: Factors per channel from A to B, where a plan moved such factors; else None.
     """
 
     tensor: str
     op: str
     engines: tuple[str, str]
     parity: OutputParity
+    gains: Gains | None = None
+
+    def add(self, a: np.ndarray, b: np.ndarray, sample: int) -> None:
+        """Adds one sample's values."""
+        self.parity.add(a, b, sample)
+        if self.gains is not None:
+            self.gains.add(a, b)
+
+    @property
+    def sqnr_db(self) -> float:
+        """SQNR in dB; of a tensor that a plan multiplied per channel, without these factors."""
+        return max(self.parity.sqnr_db, self.gains.sqnr_db if self.gains is not None else -math.inf)
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether factors per channel explain most of the difference."""
+        return self.sqnr_db > self.parity.sqnr_db + RESCALED_DB
 
 
 @dataclass(slots=True)
@@ -160,7 +186,7 @@ class Difference:
     @property
     def first_diverging(self) -> Layer | None:
         """The first tensor, in A's order of computation, whose SQNR is below the threshold."""
-        return next((x for x in self.layers if x.parity.sqnr_db < self.threshold), None)
+        return next((x for x in self.layers if x.sqnr_db < self.threshold), None)
 
     def to_json(self) -> dict[str, Any]:
         """Returns a plain dict."""
@@ -192,6 +218,8 @@ def _layer_json(layer: Layer) -> dict[str, Any]:
         "engine_a": layer.engines[0],
         "engine_b": layer.engines[1],
         **_numbers(layer.parity),
+        "sqnr_db": layer.sqnr_db,
+        "rescaled": layer.rescaled,
         "worst_sample": layer.parity.worst_sample,
     }
 
@@ -306,8 +334,9 @@ def _compare_layers(a: Side, b: Side, samples: Samples, tell: Progress) -> tuple
             continue  # the same numbers went in
         pairs[name] = mine, other
     groups = list(_groups(a, b, pairs, samples))
+    moved = a.rescaled != b.rescaled
     layers = {
-        name: Layer(name, mine.op, (mine.tap[0], other.tap[0]), OutputParity())
+        name: Layer(name, mine.op, (mine.tap[0], other.tap[0]), OutputParity(), Gains() if moved else None)
         for name, (mine, other) in pairs.items()
     }
     total, done = len(groups) * len(samples), 0
@@ -320,7 +349,7 @@ def _compare_layers(a: Side, b: Side, samples: Samples, tell: Progress) -> tuple
             )
             for name in group:
                 mine, other = pairs[name]
-                layers[name].parity.add(x[mine.tap], y[other.tap], _source_index(samples, index))
+                layers[name].add(x[mine.tap], y[other.tap], _source_index(samples, index))
             done += 1
             tell("layers", done, total)
     return tuple(layers.values())

@@ -36,6 +36,9 @@ from edgemm.tensors import IOSpec
 REPAIRS = "repairs"
 """The option of a decision that lists what was done for its node."""
 
+EXACT = ("smooth", "equalize", "equalize-joins")
+"""Those that leave the float answers as they are: factors move from one weight into another."""
+
 Node = tuple[str, str]
 
 
@@ -108,8 +111,7 @@ def repairs(
         marked = _marked(plan, name, notes)
         if name == "equalize-joins":
             marked = _shared_again(marked, stages, ranges)
-        exact = name in ("smooth", "equalize", "equalize-joins")
-        result.append(Repair(name, stages, ranges, marked, dict(folder.weights), tuple(notes), exact))
+        result.append(Repair(name, stages, ranges, marked, dict(folder.weights), tuple(notes), name in EXACT))
     return result
 
 
