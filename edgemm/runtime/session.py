@@ -22,12 +22,25 @@ class SessionOptions:
         profile_to: Prefix of ONNX Runtime's own per-node profile, or None.
         precision: Arithmetic of what the graph leaves in float32: `"f32"`, or `"bf16"` where the backend and the
             processor have it.
+        device: Index of the GPU, for backends that use one.
+        device_outputs: Outputs that stay on the GPU: `run` gives them as a `DeviceArray`, without waiting for it.
+        cuda_graphs: Whether TensorRT's launches are recorded as a CUDA graph and replayed while shapes and
+            addresses stay as they are.
+        weight_streaming: Bytes of weights that may be on the GPU, of a TensorRT engine that was built for weight
+            streaming; None leaves all of them there.
+        cache: Folder for what a backend compiles on this machine and may throw away, `BUNDLE/cache`; None keeps
+            nothing.
     """
 
     threads: int = 0
     spinning: bool = False
     profile_to: str | None = None
     precision: str = "f32"
+    device: int = 0
+    device_outputs: frozenset[str] = frozenset()
+    cuda_graphs: bool = False
+    weight_streaming: int | None = None
+    cache: Path | None = None
 
     def for_engine(self, options: Mapping[str, Any]) -> SessionOptions:
         """Returns these options with an engine's own in a bundle.
