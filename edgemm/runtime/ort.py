@@ -96,19 +96,10 @@ def open_onnx(model: Path | bytes, options: SessionOptions, name: str) -> Any:
             f"engine '{name}': ONNX Runtime has no precision '{options.precision}' beside the graph's own.",
             hint="convert the model again; bf16 needs the openvino backend",
         )
-    settings = ort.SessionOptions()
-    settings.log_severity_level = _FATAL  # failures are raised; nothing is printed behind the app's back
-    settings.intra_op_num_threads = options.threads
-    settings.inter_op_num_threads = 1
-    if not options.spinning:
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-    if options.profile_to is not None:
-        settings.enable_profiling = True
-        settings.profile_file_prefix = options.profile_to
     try:
         return ort.InferenceSession(
             str(model) if isinstance(model, Path) else model,
-            settings,
+            session_settings(ort, options),
             providers=["CPUExecutionProvider"],
             enable_fallback=0,  # the fallback prints to stdout
         )
@@ -117,6 +108,22 @@ def open_onnx(model: Path | bytes, options: SessionOptions, name: str) -> Any:
             f"engine '{name}' does not open in ONNX Runtime {ort.__version__}: {explain(error)}",
             hint="is it a whole ONNX file? then update onnxruntime; any other model goes through edgemm convert",
         ) from error
+
+
+def session_settings(ort: Any, options: SessionOptions) -> Any:
+    """Returns the `onnxruntime.SessionOptions` that `options` come to, without providers."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _FATAL  # failures are raised; nothing is printed behind the app's back
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    if not options.optimize:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not options.spinning:
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if options.profile_to is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = options.profile_to
+    return settings
 
 
 def explain(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,9 @@ class SessionOptions:
             streaming; None leaves all of them there.
         cache: Folder for what a backend compiles on this machine and may throw away, `BUNDLE/cache`; None keeps
             nothing.
+        plan: `EngineEntry.options` of the engine: optimization profiles, precisions, options of the builder.
+        optimize: Whether ONNX Runtime may rewrite the graph. Not one that was planned for TensorRT: it would move
+            Q/DQ and casts, and give other answers.
     """
 
     threads: int = 0
@@ -41,17 +44,21 @@ class SessionOptions:
     cuda_graphs: bool = False
     weight_streaming: int | None = None
     cache: Path | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    optimize: bool = True
 
     def for_engine(self, options: Mapping[str, Any]) -> SessionOptions:
         """Returns these options with an engine's own in a bundle.
 
         Args:
             options: `threads` is the most that the engine profits from: it never raises what the caller gave.
-                `precision` is taken as it is.
+                `precision` is taken as it is. With a `module` the graph is TensorRT's.
         """
         most = int(options.get("threads", 0))
         threads = min(most, self.threads) if most and self.threads else most or self.threads
-        return replace(self, threads=threads, precision=str(options.get("precision", self.precision)))
+        precision = str(options.get("precision", self.precision))
+        optimize = self.optimize and "module" not in options
+        return replace(self, threads=threads, precision=precision, plan=options, optimize=optimize)
 
 
 class EngineSession(Protocol):
