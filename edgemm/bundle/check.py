@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgemm.bundle.manifest import MANIFEST, EngineEntry, Manifest, Variant
+from edgemm.bundle.manifest import CACHE, MANIFEST, EngineEntry, Manifest, Variant
 from edgemm.errors import BundleError
 
 MAX_FILES = 10_000
@@ -90,7 +90,7 @@ def check_path(name: str) -> None:
     """Checks that `name` is a plain relative path below the bundle, the same on every system.
 
     Raises:
-        BundleError: Absolute, `..`, a backslash, a control character, or the manifest's own name.
+        BundleError: Absolute, `..`, a backslash, a control character, the manifest's own name, or in the cache.
     """
     reason = None
     if name.startswith("/"):
@@ -101,6 +101,8 @@ def check_path(name: str) -> None:
         reason = "has a backslash or a control character"
     elif name == MANIFEST:
         reason = "is the manifest itself"
+    elif name.split("/")[0] == CACHE:
+        reason = f"lies in '{CACHE}', which is not verified"
     if reason:
         raise BundleError(
             f"manifest: the file name {name!r} {reason}.",

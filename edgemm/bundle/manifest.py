@@ -17,6 +17,12 @@ FORMAT = "edgemm-bundle"
 MANIFEST = "manifest.json"
 """File name of the manifest at the root of the bundle."""
 
+CACHE = "cache"
+"""Folder of a bundle for what a device makes for itself and may throw away. Its files are not verified."""
+
+ADDING = f"{CACHE}/adding.json"
+"""Names the files that are being added to a bundle."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageEntry:

@@ -17,7 +17,7 @@ from typing import Any
 
 from edgemm.bundle.check import check_consistent, check_path
 from edgemm.bundle.codec import DAMAGED, dumps, loads
-from edgemm.bundle.manifest import FORMAT, MANIFEST, Manifest
+from edgemm.bundle.manifest import ADDING, CACHE, FORMAT, MANIFEST, Manifest
 from edgemm.errors import BundleError
 
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -49,7 +49,7 @@ def write_bundle(
     before = _check_free(target, force=force)
     for name in files:
         check_path(name)
-    digests = {n: _entry(files[n]) for n in sorted(files)}
+    digests = {n: digest_entry(files[n]) for n in sorted(files)}
     manifest = dataclasses.replace(manifest, files=digests)
     check_consistent(manifest)
     content = {**files, MANIFEST: dumps(manifest)}
@@ -59,7 +59,7 @@ def write_bundle(
         _publish(temporary, target, before)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _write_error(error, target, sum(entry["size"] for entry in digests.values())) from error
+        raise write_error(error, target, sum(entry["size"] for entry in digests.values())) from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -75,7 +75,7 @@ def check_output(path: Path, *, force: bool = False) -> None:
     target = _target(path)
     _check_free(target, force=force)
     if not os.access(target.parent, os.W_OK):
-        raise _write_error(PermissionError(errno.EACCES, "permission denied"), target, 0)
+        raise write_error(PermissionError(errno.EACCES, "permission denied"), target, 0)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -119,19 +119,23 @@ def read_manifest(path: Path) -> Manifest:
 def verify(path: Path, manifest: Manifest) -> None:
     """Checks every file of the bundle against the manifest, before anything in it is loaded.
 
+    The cache folder is apart: its files are read as if anybody had written them, or not at all. A file that
+    `add_files` was about to list when its process was ended is no part of the bundle yet, and may be there.
+
     Raises:
         BundleError: A changed, missing or extra file, a symlink, or a path that leads out of the bundle.
     """
     path = Path(path)
     for name in manifest.files:
         check_path(name)
-    found = dict(_walk(path, ""))
+    found = {name: size for name, size in _walk(path, "") if not _in_cache(name)}
     found.pop(MANIFEST, None)
+    unfinished = being_added(path)
     for name in manifest.files:
         if name not in found:
             raise BundleError(f"{path}: the file '{name}' is missing.", hint=DAMAGED)
     for name in found:
-        if name not in manifest.files:
+        if name not in manifest.files and name not in unfinished:
             raise BundleError(
                 f"{path}: the file '{name}' is not part of the bundle.",
                 hint="move it elsewhere; a bundle holds only what the manifest lists",
@@ -150,15 +154,35 @@ def verify(path: Path, manifest: Manifest) -> None:
             )
 
 
+def being_added(path: Path) -> frozenset[str]:
+    """Returns the names that `add_files` announced in the bundle at `path` and did not get to list."""
+    try:
+        file = path / ADDING
+        if file.is_symlink() or file.stat().st_size > MAX_MANIFEST_BYTES:
+            return frozenset()
+        return frozenset(str(name) for name in json.loads(file.read_bytes())["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return frozenset()
+
+
+def _in_cache(name: str) -> bool:
+    return name.startswith(f"{CACHE}/")
+
+
 def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int]]:
     """Yields (relative path, size) of each regular file; anything that is no file or folder is refused."""
     try:
         entries = sorted(os.scandir(root / prefix), key=lambda e: e.name)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and _in_cache(prefix):
+            return  # another process has cleared it meanwhile
         raise _read_error(root / prefix, error) from error
     for entry in entries:
         name = f"{prefix}/{entry.name}" if prefix else entry.name
-        status = entry.stat(follow_symlinks=False)
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue
         if stat.S_ISDIR(status.st_mode):
             yield from _walk(root, name)
         elif stat.S_ISREG(status.st_mode):
@@ -171,7 +195,7 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int]]:
             )
 
 
-def _entry(content: bytes | Path) -> dict[str, Any]:
+def digest_entry(content: bytes | Path) -> dict[str, Any]:
     """Returns digest and size of a file to be written."""
     if isinstance(content, Path):
         return {"sha256": _sha256(content), "size": content.stat().st_size}
@@ -232,10 +256,11 @@ def _foreign(target: Path) -> str | None:
         return "is not a bundle"
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("files"), dict):
         return "is not a bundle"
+    known = {MANIFEST, *data["files"], *being_added(target)}
     for folder, _, names in os.walk(target):
         for name in names:
             relative = (Path(folder) / name).relative_to(target).as_posix()
-            if relative != MANIFEST and relative not in data["files"]:
+            if relative not in known and not _in_cache(relative):
                 return f"holds the file '{relative}', which is not part of the bundle"
     return None
 
@@ -246,7 +271,7 @@ def _identity(target: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _write_error(error, target, 0) from error
+        raise write_error(error, target, 0) from error
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
@@ -266,20 +291,20 @@ def _write_files(root: Path, content: Mapping[str, bytes | Path]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     for folder in folders:
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def _publish(temporary: Path, target: Path, before: tuple[int, int, int] | None) -> None:
     """Renames `temporary` to `target` if what is there is still `before`; the old bundle goes last."""
     old = temporary.with_suffix(".old")
-    with _locked(target.parent):
+    with locked(target.parent):
         if _identity(target) != before:
             raise _taken(target)
         try:
             if before is not None:
                 os.rename(target, old)
             os.rename(temporary, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         except OSError as error:
             raise (_taken(target) if error.errno in _TAKEN else error) from error
         finally:
@@ -291,7 +316,7 @@ def _publish(temporary: Path, target: Path, before: tuple[int, int, int] | None)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Holds a lock on `folder` against other edgemm processes; file systems without locks go without."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -304,7 +329,8 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` last through a power cut."""
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -320,7 +346,8 @@ def _taken(target: Path) -> BundleError:
     )
 
 
-def _write_error(error: OSError, target: Path, size: int) -> BundleError:
+def write_error(error: OSError, target: Path, size: int) -> BundleError:
+    """Returns what to say of a bundle that cannot be written."""
     if error.errno in _FULL:
         free = shutil.disk_usage(target.parent).free
         return BundleError(
