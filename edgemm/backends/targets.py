@@ -13,7 +13,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,11 @@ class Target:
         return next((b for b in ("tensorrt-rtx", "tensorrt", "ort-tensorrt") if b in self.backends), None)
 
     @property
+    def module(self) -> str | None:
+        """Python module that builds and runs engines here, `"tensorrt"` or `"tensorrt_rtx"`; None without one."""
+        return {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}.get(self.builder or "")
+
+    @property
     def tensorrt(self) -> tuple[str, ...]:
         """TensorRT versions that may be there, oldest first; empty where that is open."""
         return tuple(dict.fromkeys(j.tensorrt for j in self.jetpacks))
@@ -159,6 +164,15 @@ def find_target(name: str) -> Target:
         f"no target '{name}' (targets: {', '.join(TARGETS)}, rtx-smXX, {AUTO}).",
         hint=did_you_mean(key, [*TARGETS, *ALIASES, AUTO], "see `edgemm targets`"),
     )
+
+
+def find_targets(names: Sequence[str]) -> tuple[Target, ...]:
+    """Returns the targets called `names`, each once, in their order.
+
+    Raises:
+        BackendError: As `find_target`.
+    """
+    return tuple({t.name: t for t in map(find_target, names)}.values())
 
 
 def _target_of_sm(name: str, sm: int) -> Target:

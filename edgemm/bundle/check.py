@@ -10,8 +10,22 @@ from edgemm.errors import BundleError
 MAX_FILES = 10_000
 """Most files that a bundle may hold."""
 
-ENGINE_OPTIONS: dict[str, type] = {"threads": int, "precision": str}
-"""What an engine may ask for when it is opened."""
+ENGINE_OPTIONS: dict[str, type] = {
+    "threads": int,
+    "precision": str,
+    "module": str,
+    "profiles": list,
+    "precisions": list,
+    "build": dict,
+}
+"""What an engine may ask for when it is opened; from `module` on, of a graph that TensorRT builds one from."""
+
+_EXPECTED = {
+    int: "a number of threads, 0 or more",
+    str: "a word",
+    list: "a list",
+    dict: "options of the builder by name",
+}
 
 _HINT = "the bundle was put together wrongly; convert the model again"
 
@@ -82,8 +96,8 @@ def _check_options(engine: EngineEntry, where: str) -> None:
             )
         kind = ENGINE_OPTIONS[name]
         if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
-            expected = "a number of threads, 0 or more" if kind is int else "a word"
-            raise BundleError(f"{where}: the option '{name}' is {value!r}, expected {expected}.", hint=_HINT)
+            expected = _EXPECTED[kind]
+            raise BundleError(f"{where}: the option '{name}' is {value!r:.60}, expected {expected}.", hint=_HINT)
 
 
 def check_path(name: str) -> None:

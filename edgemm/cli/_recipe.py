@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgemm.cli._options import input_fields
+from edgemm.cli._options import input_fields, pair
 
 if TYPE_CHECKING:
     from edgemm.recipe import Recipe
@@ -31,8 +31,9 @@ _OPTIONS = [
     click.option("--max-drop", type=float, help="Largest loss of the metric that may ship.", show_default="0.01"),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "int8"]),
-        help="auto: integers or bf16 where faster and within --max-drop. int8: or fail. fp32: float.",
+        type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+        help="auto: integers, fp16 or bf16 where faster and within --max-drop. int8: or fail. fp32: float. fp16: "
+        "without integers (NVIDIA targets).",
         show_default="auto",
     ),
     click.option(
@@ -75,7 +76,22 @@ _OPTIONS = [
     ),
     click.option("--allow-pickle", is_flag=True, help="Load a pickled nn.Module. Runs code from the file."),
     click.option("--opset", type=int, help="ONNX opset.", show_default="the exporter's"),
-    click.option("--target", type=click.Choice(["cpu"]), help="Device to convert for.", show_default="cpu"),
+    click.option(
+        "--target",
+        "target",
+        multiple=True,
+        metavar="NAME",
+        help="Device to convert for, repeatable: a name of edgemm targets; auto: this machine.",
+        show_default="cpu",
+    ),
+    click.option(
+        "--profile",
+        "profiles",
+        multiple=True,
+        metavar="DIM=MIN:OPT:MAX",
+        help="Sizes of a dynamic dimension that TensorRT engines accept.",
+        show_default="from the samples; 1 to 8 for the batch",
+    ),
     click.option(
         "--blank-share",
         type=click.FloatRange(0, 0.5),
@@ -121,14 +137,28 @@ def read_recipe(model: Path, options: dict[str, Any]) -> Recipe:
 
     Raises:
         RecipeError: A field is wrong.
+        BackendError: There is no such target.
     """
+    from edgemm.backends.targets import find_targets
     from edgemm.export.sniff import sniff
     from edgemm.recipe.loader import build_recipe, load_recipe, merge
 
     fields = _fields(options)
     if sniff(model) == "recipe":
-        return load_recipe(model, fields)
-    return build_recipe(merge({"model": {"path": model}}, fields), where="options")
+        recipe = load_recipe(model, fields)
+    else:
+        recipe = build_recipe(merge({"model": {"path": model}}, fields), where="options")
+    find_targets(recipe.target)  # a wrong name is answered before torch loads
+    return recipe
+
+
+def _sizes(text: str) -> tuple[str, list[int]]:
+    """Returns `("batch", [1, 2, 8])` of `batch=1:2:8`."""
+    name, sizes = pair("--profile", text, "DIM=MIN:OPT:MAX")
+    parts = sizes.split(":")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise click.BadParameter(f"got '{text}', expected DIM=MIN:OPT:MAX.", param_hint="--profile")
+    return name, [int(part) for part in parts]
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +183,10 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     }
     if options["no_cache"]:
         fields["quantize"]["cache"] = False
-    top = {key: options[key] for key in ("target", "layout", "engine", "threads") if options[key] is not None}
+    top = {key: options[key] for key in ("layout", "engine", "threads") if options[key] is not None}
+    if options["target"]:
+        top["target"] = options["target"]
+    if options["profiles"]:
+        top["profiles"] = dict(map(_sizes, options["profiles"]))
     fields = {name: section for name, section in fields.items() if section} | top
     return fields | input_fields(options["inputs"], options["modalities"], options["states"], options["blanks"])

@@ -20,6 +20,7 @@ Examples:
   edgemm convert weights.pt --factory net.py:build --calib calib.npz
   edgemm convert m.onnx --modality ids=text --input imu=batch,6,100:float32
   edgemm convert recipe.yaml --force --json
+  edgemm convert model.pt2 --calib calib.npz --target cpu --target rtx-ampere --target jetson-orin-nano
 """
 
 
@@ -64,8 +65,11 @@ _COLUMNS = ("stage", "modality", "nodes", "parameters", "precision", "float ms",
 def _print(result: ConvertResult) -> None:
     rows = result.stage_rows()
     shown = _COLUMNS if any(row[-1] for row in rows) else _COLUMNS[:-2]  # one engine for all has no time per stage
-    click.echo(
-        "\n" + table(shown, [row[: len(shown)] for row in rows], right=("nodes", "parameters", *_COLUMNS[-2:]))
-    )
+    others = result.other_targets()
+    names = [result.shipped.target if others and c == "precision" else c for c in shown]
+    cells = [(*r[: len(shown)], *(result.precision_of(v, r[0]) for v in others)) for r in rows]
+    columns = (*names, *(v.target for v in others))
+    click.echo("\n" + table(columns, cells, right=("nodes", "parameters", *_COLUMNS[-2:])))
     click.echo("\n" + "\n".join(result.summary_lines()))
-    click.echo(f"{result.path}   next: edgemm profile {shlex.quote(str(result.path))}")
+    verb = "inspect" if result.shipped.backend == "tensorrt" else "profile"  # its device is elsewhere
+    click.echo(f"{result.path}   next: edgemm {verb} {shlex.quote(str(result.path))}")

@@ -16,9 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from edgemm.backends.targets import Target, find_targets
 from edgemm.bundle import Manifest, StageEntry, check_output, write_bundle
+from edgemm.errors import BackendError, QuantizationError, RecipeError
 from edgemm.export.request import ExportResult
-from edgemm.graph import ExportedGraph
+from edgemm.graph import ExportedGraph, size
 from edgemm.memory import give_back_memory, long_lived
 from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
@@ -30,8 +32,12 @@ from edgemm.pipeline.provenance import measured_here, tool_versions
 from edgemm.pipeline.result import ConvertResult
 from edgemm.pipeline.saved_plan import open_plan
 from edgemm.pipeline.scoring import check_metric
+from edgemm.pipeline.shapes import find_shapes
 from edgemm.pipeline.splits import Splits, divide, open_splits
+from edgemm.pipeline.tensorrt import TrtContest
 from edgemm.pipeline.variants import Contest
+from edgemm.quant.plan import HALF
+from edgemm.quant.tensorrt.placement import TARGET as TENSORRT_PLAN
 from edgemm.recipe import Recipe, build_recipe
 from edgemm.rewrite.pipeline import rewrite
 
@@ -62,15 +68,14 @@ def convert(
     clock = Clock()
     check_output(output, force=force)
     check_metric(recipe.evaluate, recipe.data.label)
-    if recipe.quantize.plan is not None:
-        open_plan(recipe.quantize.plan)
+    targets = _targets(recipe)
     with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
-        manifest, files = _convert(recipe, Path(folder), progress, clock)
+        manifest, files = _convert(recipe, targets, Path(folder), progress, clock)
         return ConvertResult(output, write_bundle(output, manifest, files, force=force))
 
 
 def _convert(
-    recipe: Recipe, folder: Path, progress: Progress, clock: Clock
+    recipe: Recipe, targets: tuple[Target, ...], folder: Path, progress: Progress, clock: Clock
 ) -> tuple[Manifest, dict[str, bytes | Path]]:
     """Returns the manifest and the files of the bundle; drafts of engines are in `folder`."""
     with clock("load"):
@@ -89,19 +94,61 @@ def _convert(
     for note in notes:
         progress.step("note", note)
     manifest = _manifest(recipe, exported, stages, splits, notes)
+    nvidia = [t for t in targets if t.module is not None]
+    with clock("shapes"):
+        shapes = find_shapes(recipe, stages, graph.io, splits.any_part) if nvidia else None
     bench = Workbench(folder, manifest, recipe.threads)
     with clock("partition"):
         bench.settle([exported.graph.model, graph.model, *(s.model for s in stages.stages)])
         give_back_memory()
     baseline, layouts = whole(exported.graph, stages), _layouts(recipe, graph, stages)
-    contest = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock)
+    outcome = Outcome((), {}, {}, {})
     with long_lived(), closing(bench):
-        outcome = contest.run()
+        if len(nvidia) < len(targets):
+            contest = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock)
+            outcome = replace(contest.run(), notes=tuple(contest.notes))
+            bench.close()
+        if shapes is not None:
+            rest = baseline, layouts[0], splits, shapes, bench, progress, clock
+            outcome = outcome.plus(TrtContest(recipe, nvidia, stages, *rest).run())
+    if all(v.refused is not None for v in outcome.variants):
+        first = outcome.variants[0]
+        raise BackendError(f"nothing can ship: {first.name}: {first.refused}.", hint="give another target")
     with clock("bundle"):
         variants, files = bench.finish(outcome.variants, outcome.files)
         files["recipe.json"] = _recipe_json(recipe)
         outcome = replace(outcome, variants=variants)
-    return _complete(manifest, contest, outcome, clock, recipe.threads), files
+    return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files
+
+
+def _targets(recipe: Recipe) -> tuple[Target, ...]:
+    """Returns what the bundle is made for.
+
+    Raises:
+        BackendError: There is no such target, or no variant can be made for it.
+        RecipeError: It cannot have the precision that is demanded, or the plan is for another target.
+    """
+    targets = find_targets(recipe.target)
+    for target in targets:
+        if target.module is None and target.backends[0] != "onnxruntime":
+            raise BackendError(
+                f"there are no variants for the target '{target.name}' in this version.",
+                hint="convert for the GPU itself, --target rtx-ampere for example, and for cpu",
+            )
+        if target.module is None and recipe.quantize.precision == HALF:
+            raise RecipeError(
+                f"precision fp16 is for NVIDIA targets, not for '{target.name}'.",
+                hint="use --precision auto, or leave the target out",
+            )
+    if recipe.quantize.plan is not None:
+        made_for = open_plan(recipe.quantize.plan).target
+        for target in targets:
+            if (target.module is not None) != (made_for == TENSORRT_PLAN):
+                raise QuantizationError(
+                    f"{recipe.quantize.plan}: the plan is for '{made_for}', not for '{target.name}'.",
+                    hint="convert for each kind of target by itself, with its own plan",
+                )
+    return targets
 
 
 def _layouts(recipe: Recipe, graph: ExportedGraph, stages: StageGraph) -> tuple[Layout, ...]:
@@ -166,12 +213,13 @@ def _manifest(
     )
 
 
-def _complete(manifest: Manifest, contest: Contest, outcome: Outcome, clock: Clock, threads: int) -> Manifest:
+def _complete(manifest: Manifest, float_bytes: int, outcome: Outcome, clock: Clock, threads: int) -> Manifest:
     seconds = {step: round(value, 3) for step, value in clock.seconds.items()}
     info = {
-        "float_size_bytes": contest.float_bytes,
+        "float_size_bytes": float_bytes,
         "precision": outcome.precision,
-        "notes": [*manifest.info["notes"], *contest.notes],
+        "notes": list(dict.fromkeys([*manifest.info["notes"], *outcome.notes])),
+        **({"lint": outcome.lint} if outcome.lint else {}),
     }
     return replace(
         manifest,
@@ -181,6 +229,7 @@ def _complete(manifest: Manifest, contest: Contest, outcome: Outcome, clock: Clo
             **measured_here(threads),
             "seconds": seconds | {"total": round(sum(clock.seconds.values()), 3)},
             "latency": outcome.latency,
+            **({"engines": outcome.engines} if outcome.engines else {}),
         },
     )
 

@@ -11,6 +11,8 @@ from edgemm.errors import BackendError
 from edgemm.rewrite.prepare import BATCHED
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+TENSORRT = "tensorrt"
+"""Backend of engines for NVIDIA targets: nothing runs them here, so they do not compete."""
 AUTO = "auto"
 
 

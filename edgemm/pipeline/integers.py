@@ -10,8 +10,8 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from edgemm.data import Blank, BlankValues, Samples, blank_twins, blank_values, never_blank, thinned, with_blanks
 from edgemm.partition import StageGraph
+from edgemm.pipeline.candidates import TARGET
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.forms import GIVEN, by_size, limits_of, settings_of, timed
 from edgemm.pipeline.judge import Judge, SizeJudge
@@ -22,6 +22,7 @@ from edgemm.pipeline.proposals import Proposal, Started, integer_proposals
 from edgemm.pipeline.race import Track
 from edgemm.pipeline.saved_plan import read_plan
 from edgemm.pipeline.scoring import choose_metric
+from edgemm.pipeline.silence import Silence
 from edgemm.pipeline.splits import Splits
 from edgemm.quant.cache import Results, cache_folder, key_of
 from edgemm.quant.collect import collect
@@ -35,9 +36,6 @@ from edgemm.quant.table import CalibrationTable
 from edgemm.recipe import Recipe
 from edgemm.runtime.machine import describe_machine
 from edgemm.tensors import IOSpec
-
-BLANKS = 500
-"""At most this many samples are scored with a modality blank, spread evenly: each modality is one more pass."""
 
 SEARCHING = 0.75
 """Share of the time limit that the search has; repairs have what it leaves."""
@@ -148,22 +146,13 @@ class Integers:
             for node in g.nodes
         }
         choices = choices_of(self.groups, setting)
-        return plan_quantization(self.stages, self._table, self.recipe.target, keep_float=keep, choices=choices)
-
-    def twins(self, samples: Samples) -> Mapping[str, Samples]:
-        """Returns the samples with one modality blank each, where the budget covers blanks."""
-        if self.recipe.data.blank_share == 0:
-            return {}
-        if len(samples) > BLANKS and not self.io.states:
-            samples = thinned(samples, BLANKS)
-        return blank_twins(samples, self.io, self._blanks)
+        return plan_quantization(self.stages, self._table, TARGET, keep_float=keep, choices=choices)
 
     @cached_property
-    def _blanks(self) -> BlankValues:
-        """What a silent modality looks like; means are taken over the calibration samples."""
+    def silence(self) -> Silence:
+        """What a silent modality looks like."""
         assert self.splits.calibration is not None
-        blanks = {n: Blank.parse(i.blank) for n, i in self.recipe.inputs.items() if i.blank is not None}
-        return blank_values(self.io, self.splits.calibration, blanks, self.recipe.data.seed)
+        return Silence(self.recipe, self.io, self.splits.calibration)
 
     @cached_property
     def _measure(self) -> ChainMeasure:
@@ -171,7 +160,7 @@ class Integers:
         samples, label, evaluate = self.splits.search, self.splits.search_label, self.recipe.evaluate
         assert samples is not None
         scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
-        twins = self.twins(samples)
+        twins = self.silence.twins(samples)
         return ChainMeasure(self.stages, self.io, self._table, samples, scoring, twins, self._results())
 
     @property
@@ -195,12 +184,10 @@ class Integers:
         return section.precision == INT8 or section.plan is not None or by_size(self.recipe) or not self._raced
 
     def _calibrate(self) -> None:
-        assert self.splits.calibration is not None
-        data, io = self.recipe.data, self.io
-        samples, blank = with_blanks(self.splits.calibration, io, data.blank_share, data.seed, self._blanks)
+        samples, blank = self.silence.mixed()
         table = self.table = collect(
             self.stages,
-            io,
+            self.io,
             samples,
             self.recipe.quantize.calibrator,
             lambda done, total: self.progress.bar("calibrate", done, total),
@@ -211,7 +198,7 @@ class Integers:
         )
         self.warnings += table.coverage.warnings() if table.coverage is not None else ()
         self.warnings += join_warnings(self.stages, table)
-        self.warnings += never_blank(io, self._blanks) if data.blank_share else ()
+        self.warnings += self.silence.warnings()
         for text in self.warnings:
             self.progress.step("note", text)
 

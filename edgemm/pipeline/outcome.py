@@ -11,7 +11,7 @@ from typing import Any
 
 from edgemm.bundle import Variant
 from edgemm.partition import StageGraph
-from edgemm.pipeline.candidates import Candidate
+from edgemm.pipeline.candidates import TARGET, Candidate
 from edgemm.pipeline.front import front_files
 from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.lineup import LineUp
@@ -32,13 +32,33 @@ class Outcome:
         variants: The shipped ones, the preferred one first, then a refused one.
         files: Path in the bundle -> bytes, or the draft of an engine.
         latency: Variant name -> `{float_ms, variant_ms, ratio, ...}`; measured, so different in every run.
-        precision: Stage name -> what runs there, for people: `"int8"`, `"int8, 2 float"`, `"float"`.
+        precision: Stage name -> what runs there, for people: `"int8"`, `"int8, 2 float"`, `"float"`; of the first.
+        notes: What people should know.
+        engines: Variant name -> engine -> what is known of its build.
+        lint: Variant name -> severity -> number of findings.
     """
 
     variants: tuple[Variant, ...]
     files: Mapping[str, bytes | Path]
     latency: Mapping[str, Any]
     precision: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    engines: Mapping[str, Any] = field(default_factory=dict)
+    lint: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def plus(self, other: Outcome) -> Outcome:
+        """Returns what both hold: variants that ship first, refused ones behind them."""
+        both = (*self.variants, *other.variants)
+        ships = [v for v in both if v.refused is None]
+        return Outcome(
+            (*ships, *(v for v in both if v.refused is not None)),
+            {**self.files, **other.files},
+            {**self.latency, **other.latency},
+            self.precision or other.precision,
+            (*self.notes, *other.notes),
+            {**self.engines, **other.engines},
+            {**self.lint, **other.lint},
+        )
 
 
 @dataclass(slots=True)
@@ -79,7 +99,7 @@ def assemble(
         shipped: What ships; the first is preferred, another one is for devices with ONNX Runtime alone.
         refused: The integer variant that does not ship, where one was built.
     """
-    target, chosen = recipe.target, shipped[0]
+    target, chosen = TARGET, shipped[0]
     variants: list[Variant] = []
     files: dict[str, bytes | Path] = {}
     latency: dict[str, Any] = {}
@@ -102,7 +122,7 @@ def assemble(
 
 
 def _report(recipe: Recipe, integers: Integers, chosen: Judged, refused: Judged | None) -> dict[str, bytes]:
-    files = {f"plans/{recipe.target}-{INT8}.json": _json(_final_plan(integers, chosen, refused).to_json())}
+    files = {f"plans/{TARGET}-{INT8}.json": _json(_final_plan(integers, chosen, refused).to_json())}
     if integers.table is not None:
         files["calibration.json"] = _json(integers.table.to_json())
     if integers.result is not None:

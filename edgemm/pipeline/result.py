@@ -26,7 +26,8 @@ class ConvertResult:
         """Returns what `edgemm convert --json` prints."""
         data = self.manifest.to_json()
         io, info, measured = data["io"], data["info"], data["measured"]
-        latency = measured.get("latency", {})
+        latency, built = measured.get("latency", {}), measured.get("engines", {})
+        lint = info.get("lint", {})
         return {
             "bundle": str(self.path),
             "inputs": [{"modality": None} | i for i in io["inputs"]],  # a state has none
@@ -36,7 +37,11 @@ class ConvertResult:
             "joins": data["joins"],
             "dynamic": info["dynamic"],
             "parity": info["parity"],
-            "variants": [v | {"latency": latency.get(v["name"])} for v in data["variants"]],
+            "variants": [
+                v | {"latency": latency.get(n), "built": built.get(n), "lint": lint.get(n)}
+                for v in data["variants"]
+                for n in (v["name"],)
+            ],
             "float_size_bytes": info["float_size_bytes"],
             "data": info["data"],
             "notes": info["notes"],
@@ -66,9 +71,31 @@ class ConvertResult:
             )
         return rows
 
+    def other_targets(self) -> tuple[Variant, ...]:
+        """Returns the first variant of every target but that of `shipped`."""
+        first = {v.target: v for v in reversed(self.manifest.shipped)}
+        return tuple(v for v in self.manifest.shipped if v is first[v.target] and v.target != self.shipped.target)
+
+    def precision_of(self, variant: Variant, stage: str) -> str:
+        """Returns what a stage is in a variant: `"12 int8, 3 fp16"`; `"in one engine"` with other stages."""
+        alone = next((e for e in variant.engines if e.stages == (stage,)), None)
+        if alone is None:
+            return "in one engine"
+        kinds = sorted((p for p in alone.decisions if p != "fp32"), reverse=True)
+        floats = alone.decisions.get("fp32", 0)
+        counts = [f"{alone.decisions[p]} {p}" for p in kinds] + ([f"{floats} float"] if floats else [])
+        return ", ".join(counts) if kinds else "float"
+
     def summary_lines(self) -> list[str]:
-        """Returns accuracy, latency and size of what ships, and why something else does not."""
-        shipped, lines = self.shipped, []
+        """Returns accuracy, latency and size of what ships for every target, and why something else does not."""
+        lines = self._lines(self.shipped)
+        for variant in self.other_targets():
+            lines += ["", f"{variant.name}:", *self._lines(variant)]
+        refused = [f"note: {v.name} refused: {v.refused}" for v in self.manifest.variants if v.refused]
+        return lines + refused
+
+    def _lines(self, shipped: Variant) -> list[str]:
+        lines = []
         accuracy = shipped.accuracy
         if accuracy is not None:
             share = accuracy["percent"]
@@ -77,7 +104,8 @@ class ConvertResult:
             name = accuracy["metric"]
             lines.append(
                 f"{name if len(name) <= 10 else 'metric':<10} {before} → {after}   "
-                f"(drop {drop}, budget {budget}; {accuracy['samples']:,} {accuracy['split']} samples)"
+                f"(drop {drop}, budget {budget}; {accuracy['samples']:,} {accuracy['split']} samples"
+                f"{', simulated on this CPU' if accuracy.get('simulated') else ''})"
             )
             lines += [_blank_line(name, blank) for name, blank in accuracy.get("blank", {}).items()]
         else:
@@ -88,10 +116,12 @@ class ConvertResult:
                 f"latency    {latency['float_ms']:.3f} → {latency['variant_ms']:.3f} ms   "
                 f"({latency['ratio']:.2f} × float ONNX Runtime, p50 of {latency['runs']:,} interleaved runs)"
             )
+        elif shipped.backend == "tensorrt":
+            lines.append(f"latency    unmeasured: it takes a device with {shipped.target}")
         sizes = _sizes(self.manifest.info["float_size_bytes"], shipped.size_bytes)
         lines.append(f"size       {sizes}   ({shipped.name}, {shipped.layout})")
-        lines += [f"note: {v.name} refused: {v.refused}" for v in self.manifest.variants if v.refused]
-        return lines
+        built = self.manifest.measured.get("engines", {}).get(shipped.name)
+        return lines + ([_engines_line(built)] if built else [])
 
 
 def _blank_line(modality: str, blank: Mapping[str, Any]) -> str:
@@ -102,6 +132,15 @@ def _blank_line(modality: str, blank: Mapping[str, Any]) -> str:
     finite = blank["cosine"] is not None and blank["max_abs"] is not None
     nan = "" if finite else "; outputs are NaN or inf"
     return f"{'':<10} {_value(blank['float'], share)} → {after}   (drop {drop} with {modality} blank{nan})"
+
+
+def _engines_line(built: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns what is known of the built engines of a variant."""
+    every = list(built.values())
+    size, seconds = (sum(e[key] for e in every) for key in ("size_bytes", "seconds"))
+    sms = ", ".join(map(str, every[0]["compute_capabilities"]))
+    what = f"{len(every)} for SM {sms} by {every[0]['by']}" if sms else f"{len(every)} by {every[0]['by']}"
+    return f"engines    {size / 1e6:,.2f} MB   ({what}, built in {seconds:.1f} s)"
 
 
 def _ms(value: float | None) -> str:

@@ -39,6 +39,11 @@ class Splits:
         """Samples to export with: calibration ones, else evaluation ones."""
         return self.calib if self.calib is not None else self.held_out
 
+    @property
+    def any_part(self) -> Samples | None:
+        """Samples that show sizes: calibration ones, else evaluation ones."""
+        return self.calibration if self.calibration is not None else self.evaluation
+
     def to_json(self) -> dict[str, Any]:
         """Returns origin, size and digest of every part."""
         parts = {"calibration": self.calibration, "search": self.search, "evaluation": self.evaluation}

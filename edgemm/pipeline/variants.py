@@ -185,7 +185,7 @@ class Contest:
         evaluate, base = self.recipe.evaluate, self._sessions[BASELINE]
         if self.splits.evaluation is not None:
             self._scorers.append(("", score_float(base, self.splits.evaluation, self.splits.label, evaluate)))
-            twins = self.integers.twins(self.splits.evaluation) if self.integers is not None else {}
+            twins = self.integers.silence.twins(self.splits.evaluation) if self.integers is not None else {}
             for name, samples in twins.items():
                 self._scorers.append((name, score_float(base, samples, self.splits.label, evaluate)))
         if self.splits.search is not None:

@@ -125,8 +125,10 @@ class OpenStage:
     session: Any
 
     @classmethod
-    def open(cls, name: str, model: ir.Model, taps: Sequence[str] = ()) -> OpenStage:
+    def open(cls, name: str, model: ir.Model, taps: Sequence[str] = (), *, as_written: bool = False) -> OpenStage:
         """Returns the opened graph with `taps` as additional outputs; `model` is not changed.
+
+        `as_written` leaves ONNX Runtime's graph optimizations out.
 
         Raises:
             BackendError: ONNX Runtime cannot open it.
@@ -143,7 +145,7 @@ class OpenStage:
                     value.type = ir.TensorType(ir.DataType.FLOAT)
                 graph.outputs.append(value)
         try:
-            session = open_session(model, arena=not taps)
+            session = open_session(model, arena=not taps, as_written=as_written)
         except BackendError:
             raise
         except Exception as error:
@@ -174,12 +176,14 @@ class OpenStage:
             yield (self.name, tap), found[tap] if tap in found else values[tap]
 
 
-def open_session(model: ir.Model, *, arena: bool = True) -> Any:
+def open_session(model: ir.Model, *, arena: bool = True, as_written: bool = False) -> Any:
     """Returns an onnxruntime session on `model` for this machine's CPU; it maps the weights from a file.
 
     Args:
         model: The graph.
         arena: False gives memory back after every call: slower, for runs that look at many tensors.
+        as_written: Compute every node by itself, as the graph says: graph optimizations change what Q/DQ with
+            scales in half precision compute.
 
     Raises:
         BackendError: There is no room in the temporary folder.
@@ -188,6 +192,8 @@ def open_session(model: ir.Model, *, arena: bool = True) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = arena
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.force_spinning_stop", "1")
     with on_disk(model) as path:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

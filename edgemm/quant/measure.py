@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
+import onnx_ir as ir
 
 from edgemm.data import Samples, Subset
 from edgemm.graph import digest, let_go
 from edgemm.memory import give_back_memory
 from edgemm.metrics import Metric, choose_output, collect_labels, collect_outputs, numeric_parts, score
-from edgemm.partition import StageGraph
+from edgemm.partition import Stage, StageGraph
 from edgemm.quant.apply import apply_plan
 from edgemm.quant.cache import Results, key_of
 from edgemm.quant.chain import Chain, OpenStage, filled
@@ -168,15 +169,23 @@ class ChainMeasure:
         key = name, form
         if key not in self._open:
             stage = next(s for s in self.stage_graph.stages if s.name == name)
-            model = apply_plan(stage, plan, self.table) if plan is not None and form else stage.model
+            model = self.applied(stage, plan) if plan is not None and form else stage.model
             if form:
                 self._make_room(4 * stage.parameters)
                 self._sizes[key] = 4 * stage.parameters
-            self._open[key] = OpenStage.open(name, model)
+            self._open[key] = self.opened(name, model) if form else OpenStage.open(name, model)
             del model
             let_go(stage.model)
             give_back_memory(4 * stage.parameters)
         return self._open[key]
+
+    def applied(self, stage: Stage, plan: QuantPlan) -> ir.Model:
+        """Returns the graph of a stage under a plan."""
+        return apply_plan(stage, plan, self.table)
+
+    def opened(self, name: str, model: ir.Model) -> OpenStage:
+        """Returns the session of a planned graph."""
+        return OpenStage.open(name, model)
 
     def _make_room(self, size: int) -> None:
         for key in list(self._sizes):

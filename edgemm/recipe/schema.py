@@ -12,10 +12,13 @@ from edgemm.data import Blank
 from edgemm.errors import DataError
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
-Precision = Literal["auto", "fp32", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "int8"]
 Layout = Literal["auto", "staged", "whole"]
 Engine = Literal["auto", "onnxruntime", "openvino"]
 Objective = Literal["latency", "size", "accuracy"]
+Sizes = tuple[int, int, int]
+"""Smallest, usual and largest size of a dynamic dimension."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -114,7 +117,8 @@ class QuantizeSection(Section):
 
     precision: Precision = Field(
         default="auto",
-        description="auto: integers or bf16 where faster and within budget. int8: or fail. fp32: float.",
+        description="auto: integers, fp16 or bf16 where faster and within budget. int8: or fail. fp32: float. "
+        "fp16: without integers (NVIDIA targets).",
     )
     calibrator: Calibrator = Field(default="mse", description="How a tensor's range is chosen.")
     objective: Objective = Field(
@@ -141,7 +145,17 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
     quantize: QuantizeSection = QuantizeSection()
-    target: Literal["cpu"] = Field(default="cpu", description="Device that the bundle is made for.")
+    target: tuple[str, ...] = Field(
+        default=("cpu",),
+        min_length=1,
+        description="Devices that the bundle is made for: a name of `edgemm targets`, or a list of them; "
+        "auto: this machine.",
+    )
+    profiles: tuple[dict[str, Sizes], ...] = Field(
+        default=(),
+        description="For TensorRT: the smallest, usual and largest size of each dynamic dimension, "
+        "{batch: [1, 1, 8]}; a list makes several profiles. What is not given is read from the samples.",
+    )
     layout: Layout = Field(
         default="auto",
         description="staged: one engine per stage; whole: one engine; auto: measured, staged if no slower.",
@@ -151,8 +165,20 @@ class Recipe(Section):
     )
     threads: int = Field(default=0, ge=0, description="Threads for measuring; 0: the backend decides.")
 
+    @field_validator("target", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        names = (value,) if isinstance(value, str) else value
+        return tuple(dict.fromkeys(names)) if isinstance(names, (list, tuple)) else names
+
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _one_or_several_profiles(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, Mapping) else value
+
     @model_validator(mode="after")
-    def _int8_needs_data(self) -> Recipe:
-        if self.quantize.precision == "int8" and self.data.calib is None:
-            raise ValueError("quantize.precision is int8 but data.calib is missing: ranges are never guessed")
+    def _ranges_need_data(self) -> Recipe:
+        wanted = self.quantize.precision
+        if wanted in ("int8", "fp16") and self.data.calib is None:
+            raise ValueError(f"quantize.precision is {wanted} but data.calib is missing: ranges are never guessed")
         return self

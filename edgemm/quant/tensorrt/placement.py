@@ -65,6 +65,7 @@ def plan_tensorrt(
     half: str | None = HALF,
     *,
     keep_float: Mapping[Node, tuple[str, str]] | None = None,
+    no_int8: Mapping[Node, tuple[str, str]] | None = None,
 ) -> QuantPlan:
     """Returns a decision for every node of the stages that int8, fp16 or bf16 is a question for.
 
@@ -73,6 +74,7 @@ def plan_tensorrt(
         table: Ranges of `tensors_to_watch`, from `collect`.
         half: `"fp16"`, `"bf16"`, or None: what is not int8 stays float32.
         keep_float: `(stage, node)` -> `(rule, reason)` for nodes that stay float32 whatever else says.
+        no_int8: The same for nodes that are not int8; they are half precision where that is enough.
 
     Raises:
         QuantizationError: There is no such half precision.
@@ -86,7 +88,7 @@ def plan_tensorrt(
     decisions: list[Decision] = []
     for stage in stage_graph.stages:
         joins = tuple(j for j in scales if j.stage == stage.name)
-        decisions += _Stage(stage, table, half, keep_float or {}, joins).decisions(stage_graph)
+        decisions += _Stage(stage, table, half, keep_float or {}, no_int8 or {}, joins).decisions(stage_graph)
     calibration = {
         "calibrator": table.calibrator,
         "samples": table.samples,
@@ -102,6 +104,7 @@ class _Stage:
     table: CalibrationTable
     half: str | None
     keep: Mapping[Node, tuple[str, str]]
+    no_int8: Mapping[Node, tuple[str, str]]
     joins: tuple[JoinScales, ...]
 
     def decisions(self, stage_graph: StageGraph) -> list[Decision]:
@@ -133,7 +136,8 @@ class _Stage:
         decision = self._decide(name, node, guess.precision, guess.rule, guess.reason)
         if guess.precision != INT8:
             return decision
-        problem = self.keep.get((self.stage.name, name)) or self._range_problem(node)
+        key = self.stage.name, name
+        problem = self.keep.get(key) or self.no_int8.get(key) or self._range_problem(node)
         if problem is not None:
             return replace(decision, precision=FLOAT, rule=problem[0], reason=problem[1])
         return decision

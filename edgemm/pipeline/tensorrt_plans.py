@@ -1,0 +1,283 @@
+"""Plans for TensorRT that are within the budget: int8 with half, then with fewer int8 nodes, then half alone.
+
+Accuracy is that of the planned graphs on ONNX Runtime's CPU provider, node by node as they are written. Nothing is
+timed: the order is by what is int8, and which groups go back to half precision is decided by the error that each
+causes, against what a cost model says that it saves.
+
+bf16 is not proposed: ONNX Runtime has no CPU kernels for it, so nothing would say what it costs. What fp16 cannot
+hold stays float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import onnx_ir as ir
+
+from edgemm.data import Samples
+from edgemm.partition import Stage, StageGraph
+from edgemm.pipeline.forms import limits_of
+from edgemm.pipeline.progress import Clock, Progress
+from edgemm.pipeline.scoring import choose_metric
+from edgemm.pipeline.silence import Silence
+from edgemm.pipeline.splits import Splits
+from edgemm.quant.cache import Results, cache_folder, key_of
+from edgemm.quant.chain import OpenStage
+from edgemm.quant.collect import collect
+from edgemm.quant.groups import Group, group_nodes
+from edgemm.quant.joins import join_warnings
+from edgemm.quant.measure import ChainMeasure, Scoring
+from edgemm.quant.plan import FLOAT, HALF, INT8, QuantPlan
+from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
+from edgemm.quant.table import CalibrationTable
+from edgemm.quant.tensorrt.apply import apply_tensorrt
+from edgemm.quant.tensorrt.cost import savings
+from edgemm.quant.tensorrt.placement import plan_tensorrt, tensors_to_watch
+from edgemm.recipe import Recipe
+from edgemm.tensors import IOSpec
+
+MILDER = 3
+"""Plans with fewer int8 nodes that are tried after the one that the rules make."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrtProposal:
+    """A plan that may ship.
+
+    Attributes:
+        precision: `"int8"` (the rest is half), `"fp16"` or `"fp32"`.
+        plan: The decisions; None is plain float32.
+        table: What the plan is applied with; None for plain float32.
+        objection: Why it is not worth building, or None.
+    """
+
+    precision: str
+    plan: QuantPlan | None = None
+    table: CalibrationTable | None = None
+    objection: str | None = None
+
+
+class SimulatedMeasure(ChainMeasure):
+    """Accuracy of plans for TensorRT, simulated on the CPU."""
+
+    __slots__ = ()
+
+    def applied(self, stage: Stage, plan: QuantPlan) -> ir.Model:
+        """Returns the graph of a stage under a plan."""
+        return apply_tensorrt(stage, plan, self.table)
+
+    def opened(self, name: str, model: ir.Model) -> OpenStage:
+        """Returns a session that computes every node as it is written."""
+        return OpenStage.open(name, model, as_written=True)
+
+    def milliseconds(self, plan: QuantPlan, other: QuantPlan, stage: str) -> tuple[float, float]:
+        """Returns no numbers: nothing is timed without the GPU."""
+        return math.nan, math.nan
+
+    def context(self) -> str:
+        """Returns a digest of everything but the plan that accuracy depends on."""
+        return key_of("tensorrt", ChainMeasure.context(self))
+
+
+@dataclass
+class TrtPlans:
+    """Makes the plans of one model, each once, for however many targets.
+
+    Attributes:
+        recipe: What the user wants.
+        stages: The float stages.
+        io: The model's signature.
+        splits: The samples; calibration and search ones are there.
+        progress: Told about every step.
+        clock: Seconds by step.
+        given: The user's own plan, or None.
+        result: What the search found, where there was one.
+        groups: What it decided about.
+        notes: What the calibration data lacks.
+    """
+
+    recipe: Recipe
+    stages: StageGraph
+    io: IOSpec
+    splits: Splits
+    progress: Progress
+    clock: Clock
+    given: QuantPlan | None = None
+    result: SearchResult | None = None
+    groups: tuple[Group, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    _integers: dict[str, list[TrtProposal]] = field(default_factory=dict)
+    _searched: set[str] = field(default_factory=set)
+    _halves: dict[str, TrtProposal] = field(default_factory=dict)
+
+    def proposals(self, half: str | None, *, integers: bool) -> Iterator[TrtProposal]:
+        """Yields plans with integers, then the one with half precision alone; those over the budget with a reason.
+
+        Args:
+            half: Half precision that the target has, or None.
+            integers: Whether it has int8.
+        """
+        wanted = self.recipe.quantize.precision
+        if self.given is not None:
+            yield self._known(self.given)
+            return
+        if integers and wanted in ("auto", INT8):
+            key = half or FLOAT
+            if key not in self._integers:
+                self._integers[key] = [self._by_rules(half)]
+            known = self._integers[key]
+            yield known[0]
+            if known[0].plan is not None and key not in self._searched:
+                self._searched.add(key)
+                known += self._milder(half, known[0])
+            yield from known[1:]
+        if half is not None and wanted in ("auto", HALF):
+            if half not in self._halves:
+                self._halves[half] = self._half_alone(half)
+            yield self._halves[half]
+
+    # -- the plans -------------------------------------------------------------------------------------------
+
+    def _known(self, plan: QuantPlan) -> TrtProposal:
+        kinds = {d.precision for d in plan.decisions}
+        precision = next((p for p in (INT8, HALF) if p in kinds), FLOAT)
+        return self._scored(precision, plan)
+
+    def _by_rules(self, half: str | None) -> TrtProposal:
+        """Returns the plan with everything in int8 that the placement rules would have so."""
+        plan = plan_tensorrt(self.stages, self.table, half)
+        if INT8 in plan.counts():
+            return self._scored(INT8, plan)
+        reasons = dict.fromkeys(f"{d.op} {d.node}: {d.reason}" for d in plan.decisions if d.rule not in _OTHER)
+        text = "; ".join(list(reasons)[:3]) + ("; ..." if len(reasons) > 3 else "")
+        return TrtProposal(INT8, objection=f"nothing is int8: {text or 'no Conv, Gemm or MatMul gains from it'}")
+
+    def _milder(self, half: str | None, first: TrtProposal) -> list[TrtProposal]:
+        """Returns plans with fewer int8 nodes that are within the budget, those with most of them first."""
+        assert first.plan is not None
+        options = {(d.stage, d.node): (INT8, FLOAT) for d in first.plan.decisions if d.precision == INT8}
+        groups = group_nodes(self.stages, options)
+        limits = replace(self._limits, modelled=savings(self.stages, groups))
+
+        def plan_of(setting: Mapping[str, str], why: Mapping[str, tuple[str, str]]) -> QuantPlan:
+            gone = {
+                (g.stage, node): why.get(g.name, ("accuracy-budget", f"{half or FLOAT} keeps the budget"))
+                for g in groups
+                if g.name not in setting
+                for node in g.nodes
+            }
+            return plan_tensorrt(self.stages, self.table, half, no_int8=gone)
+
+        start = {g.name: INT8 for g in groups}
+        with self.clock("search"):
+            result = search(groups, start, plan_of, self._measure, limits, progress=_bar(self.progress, "search"))
+        self.result, self.groups = result, groups
+        for step in result.steps:
+            self.progress.step("search", step)
+        fitting = [p for p in result.points if p.fits and INT8 in p.plan.counts() and p.setting != start]
+        self.progress.step(
+            "search",
+            f"{len(result.points)} plans scored for TensorRT, {len(fitting)} milder ones within the budget",
+        )
+        return [TrtProposal(INT8, self._with_costs(p, groups), self.table) for p in fitting[:MILDER]]
+
+    def _with_costs(self, point: Point, groups: tuple[Group, ...]) -> QuantPlan:
+        assert self.result is not None
+        cost = {(g.stage, node): self.result.cost.get(g.name) for g in groups for node in g.nodes}
+        decisions = tuple(replace(d, cost=cost.get((d.stage, d.node))) for d in point.plan.decisions)
+        return replace(point.plan, decisions=decisions)
+
+    def _half_alone(self, half: str) -> TrtProposal:
+        why = "half", f"{half}; int8 is left out"
+        every = {(s.name, str(node.name)): why for s in self.stages.stages for node in s.model.graph}
+        plan = plan_tensorrt(self.stages, self.table, half, no_int8=every)
+        if half not in plan.counts():
+            reasons = dict.fromkeys(d.reason for d in plan.decisions if d.rule == "overflow")
+            text = "; ".join(list(reasons)[:2]) or "no node has it"
+            return TrtProposal(half, objection=f"nothing is {half}: {text}")
+        return self._scored(half, plan)
+
+    def _scored(self, precision: str, plan: QuantPlan) -> TrtProposal:
+        """Returns the proposal of a plan, with what the search samples say against it."""
+        self.progress.status("search", f"{precision} on {len(self._search)} samples, simulated")
+        with self.clock("search"):
+            accuracy = self._measure.accuracy(plan)
+            error = self._measure.output_error(plan) if self._limits.output_error is not None else 0.0
+        objection = _over(accuracy, error, self._limits, len(self._search))
+        return TrtProposal(precision, plan, self.table, objection)
+
+    # -- what they rest on -----------------------------------------------------------------------------------
+
+    @cached_property
+    def silence(self) -> Silence:
+        """What a silent modality looks like."""
+        assert self.splits.calibration is not None
+        return Silence(self.recipe, self.io, self.splits.calibration)
+
+    @cached_property
+    def table(self) -> CalibrationTable:
+        """Ranges and peaks of every float tensor; the samples are run when it is first asked for."""
+        samples, blank = self.silence.mixed()
+        with self.clock("calibrate"):
+            bar = _bar(self.progress, "calibrate")
+            calibrator = self.recipe.quantize.calibrator
+            table = collect(self.stages, self.io, samples, calibrator, bar, tensors_to_watch)
+        blanks = "".join(f", {count} with {name} blank" for name, count in blank.items())
+        self.progress.step(
+            "calibrate",
+            f"for TensorRT: {table.samples} samples{blanks}; {len(table.ranges)} tensors, {table.calibrator}",
+        )
+        self.notes += table.coverage.warnings() if table.coverage is not None else ()
+        self.notes += join_warnings(self.stages, table)
+        self.notes += self.silence.warnings()
+        return table
+
+    @property
+    def _search(self) -> Samples:
+        assert self.splits.search is not None
+        return self.splits.search
+
+    @property
+    def _limits(self) -> Limits:
+        return replace(limits_of(self.recipe, self.io), timed=False)
+
+    @cached_property
+    def _measure(self) -> SimulatedMeasure:
+        samples, label, evaluate = self._search, self.splits.search_label, self.recipe.evaluate
+        scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
+        twins = self.silence.twins(samples)
+        return SimulatedMeasure(self.stages, self.io, self.table, samples, scoring, twins, self._results())
+
+    def _results(self) -> Results:
+        known = getattr(self.splits.calibration, "digest", None) is not None
+        if not self.recipe.quantize.cache or not known or ".py:" in (self.recipe.evaluate.metric or ""):
+            return Results()
+        return Results.open(cache_folder() / "search.jsonl")
+
+    def rest(self) -> None:
+        """Closes every session."""
+        if "_measure" in self.__dict__:
+            self._measure.rest()
+
+
+_OTHER = ("half", "no-half", "overflow", "geometry")
+
+
+def _over(accuracy: Accuracy, error: float, limits: Limits, count: int) -> str | None:
+    """Returns what search samples say against a plan, or None."""
+    if not accuracy.within(limits.drop):
+        worst = max(accuracy.blank.items(), key=lambda item: item[1], default=("", 0.0))
+        blank = f" with {worst[0]} blank" if accuracy.blank and worst[1] > accuracy.drop else ""
+        return (
+            f"the metric drops by {accuracy.worst:.4g} on {count} search samples{blank}, budget {limits.drop:.4g}"
+        )
+    if limits.output_error is not None and error > limits.output_error:
+        return f"the output error of {error:.3g} feeds back through the state, limit {limits.output_error:.3g}"
+    return None
+
+
+def _bar(progress: Progress, step: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress.bar(step, done, total)
