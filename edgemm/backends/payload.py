@@ -53,11 +53,7 @@ class OnnxFileBackend(ABC):
                 node).
             MissingExtraError: The runtime is not installed.
         """
-        if target not in TARGETS:
-            raise BackendError(
-                f"{self.title} engines are not built for '{target}' (targets: {', '.join(TARGETS)}).",
-                hint=did_you_mean(target, TARGETS, "use --target cpu"),
-            )
+        self.check_target(target)
         size = _checked_size(model)
         with graph.room_in(file.parent, f"an engine of {size:,} bytes"), file.open("wb") as stream:
             graph.write(model, stream)
@@ -77,6 +73,18 @@ class OnnxFileBackend(ABC):
                 "operators": dict(sorted(operators.items())),
             },
         )
+
+    def check_target(self, target: str) -> None:
+        """Checks that engines of this backend are for `target`.
+
+        Raises:
+            BackendError: They are not; the message names the targets.
+        """
+        if target not in TARGETS:
+            raise BackendError(
+                f"{self.title} engines are not built for '{target}' (targets: {', '.join(TARGETS)}).",
+                hint=did_you_mean(target, TARGETS, "use --target cpu"),
+            )
 
     def draft(self, model: ir.Model, file: Path) -> int:
         """Writes `model` as an ONNX file whose large weights lie beside it, and returns the size of the whole.

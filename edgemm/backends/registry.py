@@ -11,6 +11,10 @@ from edgemm.errors import BackendError, did_you_mean
 BACKENDS = {
     "onnxruntime": "edgemm.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "edgemm.backends.openvino:OpenVinoBackend",
+    "tensorrt": "edgemm.backends.gpu:TensorRtBackend",
+    "ort-tensorrt": "edgemm.backends.gpu:OrtTensorRtBackend",
+    "ort-rtx": "edgemm.backends.gpu:OrtRtxBackend",
+    "ort-cuda": "edgemm.backends.gpu:OrtCudaBackend",
     "null": "edgemm.backends.null:NullBackend",
 }
 

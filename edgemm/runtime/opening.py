@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
-from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant, read_manifest, verify
-from edgemm.errors import (
-    BackendError,
-    BundleError,
-    EdgemmError,
-    MissingExtraError,
-    UnsupportedDeviceError,
-    did_you_mean,
+from edgemm.bundle import CACHE, EngineEntry, Manifest, StageEntry, Variant, read_manifest, verify
+from edgemm.errors import BackendError, BundleError, EdgemmError, MissingExtraError, UnsupportedDeviceError
+from edgemm.runtime.choice import (
+    AUTO,
+    ON_CPU,
+    TARGETS,
+    TENSORRT,
+    Candidate,
+    Choice,
+    PassedOver,
+    candidates,
+    nothing_runs,
 )
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import EngineSession, SessionOptions
 from edgemm.tensors import BATCH, Dim, IOSpec, TensorSpec
 
-AUTO = "auto"
-"""The target that takes the first variant that this machine can run."""
+BUILDER = "edgemm.backends.device:build_missing"
+"""What builds engines on this machine; loaded only when a caller allows it."""
+
+NO_BFLOAT16 = "ONNX Runtime's CPU provider has no bfloat16 arithmetic"
 
 _log = logging.getLogger("edgemm")
 
 
 def open_session(
-    path: str | os.PathLike[str], *, target: str = AUTO, threads: int | None = None, variant: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    target: str = AUTO,
+    threads: int | None = None,
+    variant: str | None = None,
+    build: bool = False,
 ) -> FusionSession:
     """Returns a session on a bundle or a bare ONNX file.
 
     Every file of a bundle is verified against its manifest before any is loaded. In a bare ONNX file every input
     is a modality of its own and the whole graph is one stage.
 
+    With `"auto"` the best of what this machine can run is taken: a TensorRT engine that was built for this graph,
+    GPU and TensorRT; else one that is built now, if `build` allows it; else the same graph on ONNX Runtime's
+    TensorRT or CUDA provider; else what was made for the CPU. What was chosen, and why nothing better, is in
+    `session.choice` and in the log `edgemm`.
+
     Args:
         path: A folder that `edgemm convert` wrote, or an `.onnx` file.
-        target: What to run on, for example `"cpu"`; `"auto"` takes the first shipped variant that this machine
-            can run. A variant whose backend is not installed, or whose precision the processor lacks, is passed
-            over with a warning in the log `edgemm`.
+        target: What to run on, for example `"cpu"` or `"jetson-orin-nano"`. Nothing else is tried then: for a
+            TensorRT target an engine that does not fit this machine is an error. `"ort-tensorrt"` and `"cuda"` run
+            the graphs on ONNX Runtime's providers.
         threads: Most threads inside one operator; None lets each engine and its backend decide.
         variant: Name of the variant to open; None lets `target` decide.
+        build: Whether TensorRT engines that are missing may be built, which takes minutes and is kept in the
+            bundle. See `edgemm build`.
 
     Raises:
         BundleError: No such bundle, a damaged or unsafe one, or one without such a target or variant.
@@ -50,23 +72,28 @@ def open_session(
     """
     if threads is not None and threads < 0:
         raise BackendError(f"threads: got {threads}, expected 0 or more.", hint="0 lets the backend decide")
-    options = SessionOptions(threads=threads or 0, spinning=True)
     path = Path(path)
     if path.is_file():
-        return _open_onnx(path, target, options)
+        return _open_onnx(path, target, SessionOptions(threads=threads or 0, spinning=True))
     manifest = read_manifest(path)
-    candidates = _candidates(manifest, target, variant)
+    queue = candidates(manifest, target, variant, build=build)
     verify(path, manifest)
-    first: EdgemmError | None = None
-    for candidate, following in zip(candidates, [*candidates[1:], None], strict=True):
+    failed: list[tuple[Candidate, EdgemmError]] = []
+    for candidate in queue:
         try:
-            return open_variant(path, manifest, candidate, options.threads)
-        except (MissingExtraError, UnsupportedDeviceError) as error:
-            first = first or error
-            if following is not None:
-                _log.warning("%s: trying '%s' instead of '%s': %s", path, following.name, candidate.name, error)
-    assert first is not None
-    raise first
+            session = _open_candidate(path, manifest, candidate, threads or 0)
+        except EdgemmError as error:
+            if not _may_go_on(candidate, error):
+                raise
+            failed.append((candidate, error))
+            continue
+        if session.choice is not None:
+            session.choice = replace(session.choice, passed_over=_passed_over(failed))
+            _log.log(
+                logging.WARNING if failed else logging.INFO, "%s: %s", path, "; ".join(session.choice.lines())
+            )
+        return session
+    raise nothing_runs(path, failed)
 
 
 def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: int = 0) -> FusionSession:
@@ -82,8 +109,64 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: in
         BundleError: An engine takes or gives something else than the manifest says.
         MissingExtraError: The backend of the variant is not installed.
     """
-    options = SessionOptions(threads=threads, spinning=len(variant.engines) == 1)
-    return _chain(manifest, variant, _open_engines(folder, variant, options))
+    return _open_candidate(folder, manifest, Candidate(variant, variant.backend), threads)
+
+
+def _open_candidate(folder: Path, manifest: Manifest, candidate: Candidate, threads: int) -> FusionSession:
+    variant, files = candidate.variant, {}
+    if candidate.needs_gpu:
+        gpu = find_gpu()
+        if candidate.build:
+            _builder()(folder, variant=variant.name)
+            manifest = read_manifest(folder)
+            variant = next(v for v in manifest.variants if v.name == variant.name)
+        if candidate.backend == TENSORRT:
+            from edgemm.runtime._trt.built import built_engines
+
+            files = built_engines(folder, manifest, variant, gpu)
+    elif variant.backend == TENSORRT and any("bf16" in e.options.get("precisions", ()) for e in variant.engines):
+        raise UnsupportedDeviceError(
+            f"'{variant.name}' computes in bfloat16; {NO_BFLOAT16}.",
+            hint="run it on a GPU, or open a variant for the CPU",
+        )
+    engines = tuple(
+        replace(e, file=files.get(e.name, e.file), backend=_backend_of(e, candidate)) for e in variant.engines
+    )
+    session = _chain(manifest, variant, _open_engines(folder, manifest, engines, threads))
+    opened = tuple(e.file for e in engines)
+    session.choice = Choice(variant.name, candidate.backend, candidate.build, opened)
+    return session
+
+
+def _backend_of(entry: EngineEntry, candidate: Candidate) -> str:
+    return candidate.backend if candidate.variant.backend == TENSORRT else entry.backend
+
+
+def find_gpu() -> Any:
+    """Returns the first GPU (see `edgemm.runtime.cuda.find_gpu`).
+
+    Raises:
+        UnsupportedDeviceError: There is none, or no driver.
+    """
+    from edgemm.runtime import cuda
+
+    return cuda.find_gpu()
+
+
+def _builder() -> Callable[..., Any]:
+    module, _, name = BUILDER.partition(":")
+    return cast("Callable[..., Any]", getattr(importlib.import_module(module), name))
+
+
+def _may_go_on(candidate: Candidate, error: EdgemmError) -> bool:
+    """Returns whether to try the next candidate; a graph for TensorRT may run in another way, whatever failed."""
+    if isinstance(error, BundleError):
+        return False
+    return candidate.variant.backend == TENSORRT or isinstance(error, (MissingExtraError, UnsupportedDeviceError))
+
+
+def _passed_over(failed: Sequence[tuple[Candidate, EdgemmError]]) -> tuple[PassedOver, ...]:
+    return tuple(PassedOver(c.variant.name, c.backend, str(error), error.hint) for c, error in failed)
 
 
 def _chain(manifest: Manifest, variant: Variant, engines: list[EngineSession]) -> FusionSession:
@@ -95,12 +178,16 @@ def _chain(manifest: Manifest, variant: Variant, engines: list[EngineSession]) -
         raise
 
 
-def _open_engines(path: Path, variant: Variant, options: SessionOptions) -> list[EngineSession]:
+def _open_engines(
+    folder: Path, manifest: Manifest, entries: Sequence[EngineEntry], threads: int
+) -> list[EngineSession]:
+    base = SessionOptions(threads=threads, spinning=len(entries) == 1, cache=folder / CACHE)
+    kept = _outputs_kept_on_device(manifest, entries)
     engines: list[EngineSession] = []
     try:
-        for entry in variant.engines:
-            engine_class = session_class(entry.backend)
-            engines.append(engine_class(path / entry.file, options.for_engine(entry.options)))
+        for entry in entries:
+            options = replace(base.for_engine(entry.options), device_outputs=kept.get(entry.name, frozenset()))
+            engines.append(session_class(entry.backend)(folder / entry.file, options))
     except BaseException:
         for engine in engines:
             engine.close()
@@ -108,51 +195,29 @@ def _open_engines(path: Path, variant: Variant, options: SessionOptions) -> list
     return engines
 
 
-def _candidates(manifest: Manifest, target: str, variant: str | None) -> list[Variant]:
-    """Returns the variants that may be opened, the preferred one first."""
-    if variant is not None:
-        return [_named(manifest, variant)]
-    shipped = manifest.shipped
-    targets = list(dict.fromkeys(v.target for v in shipped))
-    if target == AUTO:
-        return list(shipped)
-    found = [v for v in shipped if v.target == target]
-    if not found:
-        raise BundleError(
-            f"no target '{target}' in this bundle (targets: {', '.join(targets)}).",
-            hint=did_you_mean(target, targets, "use one of these, or convert the model for this target"),
-        )
-    return found
-
-
-def _named(manifest: Manifest, name: str) -> Variant:
-    for variant in manifest.variants:
-        if variant.name == name:
-            if variant.refused is not None or not variant.engines:
-                raise BundleError(
-                    f"the variant '{name}' was not shipped: {variant.refused or 'it has no engines'}.",
-                    hint=f"open one of these: {', '.join(v.name for v in manifest.shipped)}",
-                )
-            return variant
-    names = [v.name for v in manifest.shipped]
-    raise BundleError(
-        f"no variant '{name}' in this bundle (variants: {', '.join(names)}).",
-        hint=did_you_mean(name, names, "use one of these"),
-    )
+def _outputs_kept_on_device(manifest: Manifest, entries: Sequence[EngineEntry]) -> Mapping[str, frozenset[str]]:
+    """Returns engine name -> outputs that only later TensorRT engines read: these need not leave the GPU."""
+    wanted = {o.name for o in manifest.io.outputs}
+    wanted |= {name for e in entries if e.backend != TENSORRT for name in e.inputs}
+    read = {name for e in entries for name in e.inputs}
+    return {e.name: frozenset(read & set(e.outputs) - wanted) for e in entries if e.backend == TENSORRT}
 
 
 def _open_onnx(file: Path, target: str, options: SessionOptions) -> FusionSession:
-    if target not in (AUTO, "cpu"):
+    backend = ON_CPU if target == AUTO else TARGETS.get(target)
+    if backend is None:
         raise BundleError(
-            f"{file}: an ONNX file runs on the target 'cpu', not on '{target}'.",
+            f"{file}: an ONNX file runs on the target 'cpu', not on '{target}' (targets: {', '.join(TARGETS)}).",
             hint=f"make a bundle for it: edgemm convert {file.name} -o OUT.edgemm",
         )
-    engine = session_class("onnxruntime")(file, options)
-    manifest = _describe(file, engine)
-    return _chain(manifest, manifest.variants[0], [engine])
+    engine = session_class(backend)(file, options)
+    manifest = _describe(file, engine, backend)
+    session = _chain(manifest, manifest.variants[0], [engine])
+    session.choice = Choice(manifest.variants[0].name, backend, built=False, engines=(file.name,))
+    return session
 
 
-def _describe(file: Path, engine: EngineSession) -> Manifest:
+def _describe(file: Path, engine: EngineSession, backend: str) -> Manifest:
     """Returns what can be said of a bare ONNX file: one stage, each input its own modality."""
     batch, inputs = _batch(engine.inputs, engine.outputs)
     names = tuple(i.name for i in inputs)
@@ -162,7 +227,8 @@ def _describe(file: Path, engine: EngineSession) -> Manifest:
     outputs = tuple(o.name for o in engine.outputs)
     entry = EngineEntry(file.stem, (file.stem,), file.name, names, outputs, {})
     size = file.stat().st_size
-    variant = Variant("onnx", "cpu", "onnxruntime", "as is", "whole", (entry,), {}, size)
+    target = next(name for name, runs in TARGETS.items() if runs == backend)
+    variant = Variant("onnx", target, backend, "as is", "whole", (entry,), {}, size)
     return Manifest(file.stem, io, (stage,), (), (variant,))
 
 

@@ -49,10 +49,13 @@ class OrtSession:
         """
         self.name = Path(engine).name
         self._profiling = options.profile_to is not None
-        self._session: Any = open_onnx(Path(engine), options, self.name)
+        self._session: Any = self._open(Path(engine), options)
         self.inputs = _specs(self._session.get_inputs(), "input", self.name)
         self.outputs = _specs(self._session.get_outputs(), "output", self.name)
         self._output_names = [o.name for o in self.outputs]
+
+    def _open(self, engine: Path, options: SessionOptions) -> Any:
+        return open_onnx(engine, options, self.name)
 
     def run(self, feed: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         """Returns the outputs in the order of `outputs`. `feed` holds exactly the engine's inputs.

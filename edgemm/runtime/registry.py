@@ -11,6 +11,10 @@ from edgemm.runtime.session import EngineSession
 SESSIONS = {
     "onnxruntime": "edgemm.runtime.ort:OrtSession",
     "openvino": "edgemm.runtime.openvino:OpenVinoSession",
+    "tensorrt": "edgemm.runtime.trt:TensorRtSession",
+    "ort-tensorrt": "edgemm.runtime.providers:OrtTensorRtSession",
+    "ort-rtx": "edgemm.runtime.providers:OrtRtxSession",
+    "ort-cuda": "edgemm.runtime.providers:OrtCudaSession",
     "null": "edgemm.runtime.null:NullSession",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,8 @@ ORIN = Gpu("Orin", 87, 8, 8 * 2**30, integrated=True)
 DESKTOP = Gpu("NVIDIA GeForce RTX 3060", 86, 28, 12 * 2**30, integrated=False)
 PROFILE = OptimizationProfile({"image": ShapeRange((1, 4), (2, 4), (8, 4))})
 OPTIONS: dict[str, Any] = {"version_compatible": False, "hardware_compatibility": None, "dla_core": None}
+PROFILES = json.loads(json.dumps([PROFILE.to_json()]))
+"""As a manifest gives them back: lists, where the sidecar's have tuples."""
 X = TensorSpec("image", "float32", ("batch", 4))
 
 CLASSIC = Sidecar(
@@ -46,7 +49,7 @@ def why(sidecar: Sidecar, gpu: Gpu = ORIN, **changes: Any) -> str | None:
         "onnx_sha256": "a" * 64,
         "module": sidecar.flavour,
         "version": "10.3.0" if sidecar.flavour == "tensorrt" else "1.7.1.116",
-        "options": {"profiles": [PROFILE.to_json()], "build": {}},
+        "options": {"profiles": PROFILES, "build": {}},
     }
     return mismatch(sidecar, gpu=gpu, **given | changes)
 
@@ -106,10 +109,7 @@ def test_matching_engines_are_used() -> None:
     assert why(CLASSIC) is None
     assert why(RTX, DESKTOP) is None
     assert why(with_options(CLASSIC, workspace=2**20)) is None
-    assert (
-        why(with_options(CLASSIC, dla_core=0), options={"profiles": [PROFILE.to_json()], "build": {"dla_core": 0}})
-        is None
-    )
+    assert why(with_options(CLASSIC, dla_core=0), options={"profiles": PROFILES, "build": {"dla_core": 0}}) is None
     assert why(replace(CLASSIC, profiles=()), options={}) is None
 
 
@@ -136,7 +136,7 @@ def test_reason(sidecar: Sidecar, gpu: Gpu, changes: dict[str, Any], reason: str
 
 
 def test_options_that_were_asked_for_must_be_there() -> None:
-    options = {"profiles": [PROFILE.to_json()], "build": {"dla_core": 0}}
+    options = {"profiles": PROFILES, "build": {"dla_core": 0}}
     assert why(CLASSIC, options=options) == "was built with dla_core=None, the plan asks for 0"
     options["build"] = {"tf32": False}
     assert why(CLASSIC, options=options) == "was built with tf32=None, the plan asks for False"

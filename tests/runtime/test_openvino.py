@@ -233,7 +233,7 @@ def test_auto_passes_over_a_precision_that_the_processor_lacks(
     path = mixed(fusion_bundle, {"image": "openvino"}, plain, precision="bf16")
     with caplog.at_level(logging.WARNING, "edgemm"), open_session(path) as session:
         assert session.variant.name == "cpu-fp32"
-    assert "trying 'cpu-fp32' instead of 'mixed'" in caplog.text
+    assert "runs cpu-fp32 by onnxruntime; not mixed by onnxruntime+openvino: " in caplog.text
     assert "bf16, which this processor does not have" in caplog.text
     with pytest.raises(UnsupportedDeviceError):
         open_session(path, variant="mixed")

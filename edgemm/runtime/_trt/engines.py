@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemm.runtime._trt.module import MODULES
-from edgemm.runtime._trt.sidecar import Sidecar
+from edgemm.runtime._trt.sidecar import OptimizationProfile, Sidecar
 
 KEY_DIGITS = 12
 """Hex digits of a key."""
@@ -102,8 +102,7 @@ def mismatch(
         )
     if sidecar.flavour != module:
         return f"was built by {_title(sidecar.flavour)}, {_title(module)} would run it"
-    profiles = [p.to_json() for p in sidecar.profiles]
-    if profiles != list(options.get("profiles", ())):
+    if sidecar.profiles != tuple(OptimizationProfile.from_json(p) for p in options.get("profiles", ())):
         return "was built for other shapes than the plan's optimization profiles"
     return (
         _other_version(sidecar, version)

@@ -165,24 +165,11 @@ def read_sidecar(engine: Path) -> Sidecar:
     Raises:
         BackendError: There is none, it is damaged or of a newer edgemm, or the engine is another one.
     """
-    file = sidecar_file(engine)
+    sidecar = load_sidecar(engine)
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        data = json.loads(file.read_bytes())
-        if data["format"] != FORMAT:
-            raise ValueError(f"it has format {data['format']}, this edgemm reads {FORMAT}")
-        sidecar = Sidecar.from_json(data)
         size, digest = engine.stat().st_size, sha256(engine)
     except OSError as error:
-        raise BackendError(
-            f"engine '{engine.name}': {error.filename}: {error.strerror}.", hint="build the engine again"
-        ) from error
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise BackendError(
-            f"engine '{engine.name}': its sidecar '{file.name}' cannot be read: {error}.",
-            hint="build the engine again with this edgemm",
-        ) from error
+        raise _unreadable(engine, error) from error
     if (size, digest) != (sidecar.size, sidecar.sha256):
         raise BackendError(
             f"engine '{engine.name}' has {size:,} bytes and sha256 {digest[:12]}…; its sidecar says "
@@ -190,6 +177,35 @@ def read_sidecar(engine: Path) -> Sidecar:
             hint="the file was changed or replaced; build the engine again",
         )
     return sidecar
+
+
+def load_sidecar(engine: Path) -> Sidecar:
+    """Returns the sidecar of `engine` without a look at the engine.
+
+    Raises:
+        BackendError: There is none, or it is damaged or of a newer edgemm.
+    """
+    file = sidecar_file(engine)
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        data = json.loads(file.read_bytes())
+        if data["format"] != FORMAT:
+            raise ValueError(f"it has format {data['format']}, this edgemm reads {FORMAT}")
+        return Sidecar.from_json(data)
+    except OSError as error:
+        raise _unreadable(engine, error) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BackendError(
+            f"engine '{engine.name}': its sidecar '{file.name}' cannot be read: {error}.",
+            hint="build the engine again with this edgemm",
+        ) from error
+
+
+def _unreadable(engine: Path, error: OSError) -> BackendError:
+    return BackendError(
+        f"engine '{engine.name}': {error.filename}: {error.strerror}.", hint="build the engine again"
+    )
 
 
 def sha256(*files: Path) -> str:

@@ -1,0 +1,176 @@
+"""What may run a bundle here, best first, and what was chosen in the end. Opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgemm.bundle import Manifest, Variant
+from edgemm.errors import BundleError, EdgemmError, did_you_mean
+
+AUTO = "auto"
+"""The target that takes the best of what this machine can run."""
+
+TENSORRT = "tensorrt"
+"""Backend of the variants whose engines are graphs that TensorRT builds from."""
+
+ON_CPU = "onnxruntime"
+"""What runs a graph that was planned for TensorRT where there is no GPU."""
+
+FALLBACKS = {
+    "tensorrt": ("ort-tensorrt", "ort-cuda"),
+    "tensorrt_rtx": ("ort-rtx", "ort-tensorrt", "ort-cuda"),
+}
+"""Module that a graph was planned for -> what else runs it on a GPU, best first."""
+
+TARGETS = {"ort-tensorrt": "ort-tensorrt", "ort-rtx": "ort-rtx", "cuda": "ort-cuda", "cpu": ON_CPU}
+"""Target -> what runs graphs for TensorRT there, in a bundle that has no variant of its own for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A variant and what would run it.
+
+    Attributes:
+        variant: As the manifest has it.
+        backend: What would run every engine; that of the variant, or one that runs the same graphs.
+        build: Whether engines that are missing would be built first.
+    """
+
+    variant: Variant
+    backend: str
+    build: bool = False
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it can be ruled out on a machine without an NVIDIA GPU."""
+        return self.variant.backend == TENSORRT and self.backend != ON_CPU
+
+    def __str__(self) -> str:
+        if self.variant.backend != TENSORRT:
+            return f"'{self.variant.name}'"
+        return f"'{self.variant.name}' by {self.backend}{', built here' if self.build else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """What would have been better and does not run here.
+
+    Attributes:
+        variant: Its name.
+        backend: What would have run it.
+        reason: Why it does not.
+        hint: What to do about it.
+    """
+
+    variant: str
+    backend: str
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `open_session` opened, and why nothing better.
+
+    Attributes:
+        variant: Name of the variant.
+        backend: What runs it.
+        built: Whether its engines were built for this call.
+        engines: Files that were opened, in the order of the variant's engines.
+        passed_over: Better candidates, best first.
+    """
+
+    variant: str
+    backend: str
+    built: bool
+    engines: tuple[str, ...]
+    passed_over: tuple[PassedOver, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a plain dict."""
+        passed = [{"variant": p.variant, "backend": p.backend, "reason": p.reason} for p in self.passed_over]
+        return {
+            "variant": self.variant,
+            "backend": self.backend,
+            "built": self.built,
+            "engines": list(self.engines),
+            "passed_over": passed,
+        }
+
+    def lines(self) -> list[str]:
+        """Returns text for people: what runs, then each better candidate with its reason, equal ones together."""
+        reasons: dict[str, list[str]] = {}
+        for passed in self.passed_over:
+            reasons.setdefault(passed.reason, []).append(f"{passed.variant} by {passed.backend}")
+        return [
+            f"runs {self.variant} by {self.backend}{', built here' if self.built else ''}",
+            *(f"not {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()),
+        ]
+
+
+def candidates(manifest: Manifest, target: str, variant: str | None, *, build: bool) -> list[Candidate]:
+    """Returns what may be opened, the preferred one first.
+
+    For graphs that were planned for TensorRT: a built engine; one built now, where that is allowed; ONNX Runtime's
+    GPU providers. Then what was made for the CPU. The same graphs on the CPU, unoptimized, come last.
+
+    Raises:
+        BundleError: The bundle has no such target or variant.
+    """
+    shipped = [_named(manifest, variant)] if variant is not None else list(manifest.shipped)
+    planned = [v for v in shipped if v.backend == TENSORRT]
+    if target == AUTO or (variant is not None and not planned):
+        others = [Candidate(v, v.backend) for v in shipped if v.backend != TENSORRT]
+        return [*_on_gpu(planned, build), *others, *(Candidate(v, ON_CPU) for v in planned)]
+    found = [v for v in shipped if v.target == target]
+    if found:
+        own = [Candidate(v, v.backend) for v in found]
+        return own + [Candidate(v, v.backend, build=True) for v in found if build and v.backend == TENSORRT]
+    if planned and target in TARGETS:
+        return [Candidate(v, TARGETS[target]) for v in planned]
+    targets = list(dict.fromkeys(v.target for v in shipped))
+    raise BundleError(
+        f"no target '{target}' in this bundle (targets: {', '.join(targets)}).",
+        hint=did_you_mean(target, targets, "use one of these, or convert the model for this target"),
+    )
+
+
+def _on_gpu(planned: Sequence[Variant], build: bool) -> Iterator[Candidate]:
+    yield from (Candidate(v, TENSORRT) for v in planned)
+    if build:
+        yield from (Candidate(v, TENSORRT, build=True) for v in planned)
+    ways = {v.name: FALLBACKS.get(module_of(v), ()) for v in planned}
+    for rank in range(max(map(len, ways.values()), default=0)):
+        yield from (Candidate(v, ways[v.name][rank]) for v in planned if rank < len(ways[v.name]))
+
+
+def module_of(variant: Variant) -> str:
+    """Returns the TensorRT module that a variant was planned for, empty when it was for none."""
+    return next((str(e.options["module"]) for e in variant.engines if "module" in e.options), "")
+
+
+def nothing_runs(path: object, failed: Sequence[tuple[Candidate, EdgemmError]]) -> EdgemmError:
+    """Returns the error of a bundle of which no candidate opens: the first one's, with the others' reasons."""
+    first = failed[0][1]
+    if len({str(error) for _, error in failed}) == 1:
+        return first
+    reasons = "; ".join(f"{candidate}: {str(error).rstrip('.')}" for candidate, error in failed)
+    return type(first)(f"{path}: nothing in this bundle runs here: {reasons}.", hint=first.hint)
+
+
+def _named(manifest: Manifest, name: str) -> Variant:
+    for variant in manifest.variants:
+        if variant.name == name:
+            if variant.refused is not None or not variant.engines:
+                raise BundleError(
+                    f"the variant '{name}' was not shipped: {variant.refused or 'it has no engines'}.",
+                    hint=f"open one of these: {', '.join(v.name for v in manifest.shipped)}",
+                )
+            return variant
+    names = [v.name for v in manifest.shipped]
+    raise BundleError(
+        f"no variant '{name}' in this bundle (variants: {', '.join(names)}).",
+        hint=did_you_mean(name, names, "use one of these"),
+    )
