@@ -1,0 +1,1 @@
+"""CUDA's runtime library through ctypes: calls, streams, events, memory, graphs, and arrays on the GPU."""
