@@ -168,7 +168,7 @@ def _gpu(target: str) -> Gpu:
     if target == AUTO:
         return cuda.find_gpu()
     found = find_target(target)
-    if found.module is None:
+    if found.kind not in ("rtx", "jetson"):
         raise BackendError(
             f"no engines are built for '{found.name}': {found.summary}.",
             hint="ONNX Runtime builds what it needs when a bundle opens; `edgemm targets` has TensorRT's targets",

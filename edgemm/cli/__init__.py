@@ -17,6 +17,7 @@ VERBS = {
     "convert": "edgemm.cli.convert:convert",
     "plan": "edgemm.cli.plan:plan",
     "inspect": "edgemm.cli.inspect:inspect",
+    "build": "edgemm.cli.build:build",
     "run": "edgemm.cli.run:run",
     "compare": "edgemm.cli.compare:compare",
     "profile": "edgemm.cli.profile:profile",

@@ -19,8 +19,8 @@ ON_CPU = "onnxruntime"
 """What runs a graph that was planned for TensorRT where there is no GPU."""
 
 FALLBACKS = {
-    "tensorrt": ("ort-tensorrt", "ort-cuda"),
     "tensorrt_rtx": ("ort-rtx", "ort-tensorrt", "ort-cuda"),
+    "tensorrt": ("ort-tensorrt", "ort-cuda"),
 }
 """Module that a graph was planned for -> what else runs it on a GPU, best first."""
 
@@ -43,12 +43,17 @@ class Candidate:
     build: bool = False
 
     @property
+    def planned(self) -> bool:
+        """Whether its graphs were planned for TensorRT: several backends run them."""
+        return bool(module_of(self.variant))
+
+    @property
     def needs_gpu(self) -> bool:
         """Whether it can be ruled out on a machine without an NVIDIA GPU."""
-        return self.variant.backend == TENSORRT and self.backend != ON_CPU
+        return self.planned and self.backend != ON_CPU
 
     def __str__(self) -> str:
-        if self.variant.backend != TENSORRT:
+        if not self.planned:
             return f"'{self.variant.name}'"
         return f"'{self.variant.name}' by {self.backend}{', built here' if self.build else ''}"
 
@@ -120,9 +125,9 @@ def candidates(manifest: Manifest, target: str, variant: str | None, *, build: b
         BundleError: The bundle has no such target or variant.
     """
     shipped = [_named(manifest, variant)] if variant is not None else list(manifest.shipped)
-    planned = [v for v in shipped if v.backend == TENSORRT]
+    planned = [v for v in shipped if module_of(v)]
     if target == AUTO or (variant is not None and not planned):
-        others = [Candidate(v, v.backend) for v in shipped if v.backend != TENSORRT]
+        others = [Candidate(v, v.backend) for v in shipped if not module_of(v)]
         return [*_on_gpu(planned, build), *others, *(Candidate(v, ON_CPU) for v in planned)]
     found = [v for v in shipped if v.target == target]
     if found:
@@ -138,12 +143,18 @@ def candidates(manifest: Manifest, target: str, variant: str | None, *, build: b
 
 
 def _on_gpu(planned: Sequence[Variant], build: bool) -> Iterator[Candidate]:
-    yield from (Candidate(v, TENSORRT) for v in planned)
+    engines = [v for v in planned if v.backend == TENSORRT]
+    yield from (Candidate(v, TENSORRT) for v in engines)
     if build:
-        yield from (Candidate(v, TENSORRT, build=True) for v in planned)
-    ways = {v.name: FALLBACKS.get(module_of(v), ()) for v in planned}
-    for rank in range(max(map(len, ways.values()), default=0)):
-        yield from (Candidate(v, ways[v.name][rank]) for v in planned if rank < len(ways[v.name]))
+        yield from (Candidate(v, TENSORRT, build=True) for v in engines)
+    for backend in dict.fromkeys(b for ways in FALLBACKS.values() for b in ways):
+        yield from (Candidate(v, backend) for v in planned if backend in _providers(v))
+
+
+def _providers(variant: Variant) -> tuple[str, ...]:
+    """Returns what else runs the graphs of a variant on a GPU: nothing better than what it was made for."""
+    ways = FALLBACKS.get(module_of(variant), ())
+    return ways[ways.index(variant.backend) :] if variant.backend in ways else ways
 
 
 def module_of(variant: Variant) -> str:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from edgemm.bundle import CACHE, EngineEntry, Manifest, StageEntry, Variant, read_manifest, verify
 from edgemm.errors import BackendError, BundleError, EdgemmError, MissingExtraError, UnsupportedDeviceError
+from edgemm.runtime.cache import CACHE_BYTES, CacheMode, check_mode
 from edgemm.runtime.choice import (
     AUTO,
     ON_CPU,
@@ -43,6 +44,8 @@ def open_session(
     threads: int | None = None,
     variant: str | None = None,
     build: bool = False,
+    cache: CacheMode = "auto",
+    cache_bytes: int = CACHE_BYTES,
 ) -> FusionSession:
     """Returns a session on a bundle or a bare ONNX file.
 
@@ -63,25 +66,40 @@ def open_session(
         variant: Name of the variant to open; None lets `target` decide.
         build: Whether TensorRT engines that are missing may be built, which takes minutes and is kept in the
             bundle. See `edgemm build`.
+        cache: What makes `run` reuse the outputs of an engine. `"content"`: what it reads is byte for byte what it
+            was in the call before. `"auto"`: the same, where comparing takes less time than running the encoders,
+            which the first calls measure. `"marks"`: `run(feed, changed=...)` says so. `"off"`: nothing, every
+            engine runs. What is reused is exact in every mode. Of a model that is one engine, nothing can be.
+        cache_bytes: The most that is held for it; see `FusionSession.cache_info`.
 
     Raises:
         BundleError: No such bundle, a damaged or unsafe one, or one without such a target or variant.
+        DataError: No such `cache`.
         BackendError: An engine does not open on this device.
         UnsupportedDeviceError: This machine lacks what every candidate asks for.
         MissingExtraError: No backend of the candidates is installed.
     """
     if threads is not None and threads < 0:
         raise BackendError(f"threads: got {threads}, expected 0 or more.", hint="0 lets the backend decide")
+    check_mode(cache, cache_bytes)
     path = Path(path)
+    session = _open(path, target, threads or 0, variant, build=build)
+    session.use_cache(cache, cache_bytes)
+    if cache in ("content", "marks") and (note := session.cache_info().note):
+        _log.warning("%s: cache='%s' does nothing: %s", path, cache, note)
+    return session
+
+
+def _open(path: Path, target: str, threads: int, variant: str | None, *, build: bool) -> FusionSession:
     if path.is_file():
-        return _open_onnx(path, target, SessionOptions(threads=threads or 0, spinning=True))
+        return _open_onnx(path, target, SessionOptions(threads=threads, spinning=True))
     manifest = read_manifest(path)
     queue = candidates(manifest, target, variant, build=build)
     verify(path, manifest)
     failed: list[tuple[Candidate, EdgemmError]] = []
     for candidate in queue:
         try:
-            session = _open_candidate(path, manifest, candidate, threads or 0)
+            session = _open_candidate(path, manifest, candidate, threads)
         except EdgemmError as error:
             if not _may_go_on(candidate, error):
                 raise
@@ -124,7 +142,7 @@ def _open_candidate(folder: Path, manifest: Manifest, candidate: Candidate, thre
             from edgemm.runtime._trt.built import built_engines
 
             files = built_engines(folder, manifest, variant, gpu)
-    elif variant.backend == TENSORRT and any("bf16" in e.options.get("precisions", ()) for e in variant.engines):
+    elif candidate.planned and any("bf16" in e.options.get("precisions", ()) for e in variant.engines):
         raise UnsupportedDeviceError(
             f"'{variant.name}' computes in bfloat16; {NO_BFLOAT16}.",
             hint="run it on a GPU, or open a variant for the CPU",
@@ -139,7 +157,7 @@ def _open_candidate(folder: Path, manifest: Manifest, candidate: Candidate, thre
 
 
 def _backend_of(entry: EngineEntry, candidate: Candidate) -> str:
-    return candidate.backend if candidate.variant.backend == TENSORRT else entry.backend
+    return candidate.backend if candidate.planned else entry.backend
 
 
 def find_gpu() -> Any:
@@ -162,7 +180,7 @@ def _may_go_on(candidate: Candidate, error: EdgemmError) -> bool:
     """Returns whether to try the next candidate; a graph for TensorRT may run in another way, whatever failed."""
     if isinstance(error, BundleError):
         return False
-    return candidate.variant.backend == TENSORRT or isinstance(error, (MissingExtraError, UnsupportedDeviceError))
+    return candidate.planned or isinstance(error, (MissingExtraError, UnsupportedDeviceError))
 
 
 def _passed_over(failed: Sequence[tuple[Candidate, EdgemmError]]) -> tuple[PassedOver, ...]:

@@ -1,0 +1,316 @@
+"""Engines built into a bundle, with a fake TensorRT 10.3 in the process that builds. See `test_device_rtx`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planned import AMPERE, CPU, JETSON, ORIN, RTX_3060, STAGES, engines_in, model, planned_bundle, with_build
+
+from edgemm.backends import device
+from edgemm.backends.device import Step, Watch, build_missing
+from edgemm.bundle import Manifest, read_manifest, verify
+from edgemm.errors import BackendError, BundleError, EdgemmError, MissingExtraError, UnsupportedDeviceError
+from edgemm.graph import serialize
+from edgemm.runtime import cuda
+from edgemm.runtime._trt.engines import Gpu
+from edgemm.runtime._trt.sidecar import read_sidecar
+
+FAKE = """
+import os, sys, time
+from trt_fakes import BEHAVIOUR, Machine, fake_module
+
+build = BEHAVIOUR["Builder.build_serialized_network"]
+def replaced(module, self, network, config):
+    {body}
+    return build(module, self, network, config)
+BEHAVIOUR["Builder.build_serialized_network"] = replaced
+sys.modules["tensorrt"] = fake_module("tensorrt-{version}", Machine(steps=3, dla_cores=1))
+"""
+
+
+@pytest.fixture
+def tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Returns a function that installs a fake `tensorrt`: for this process and for the one that builds."""
+    place = tmp_path / "path"
+    place.mkdir()
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", f"{place}{os.pathsep}{here}")
+    monkeypatch.syspath_prepend(place)
+
+    def install(version: str = "10.3.0", body: str = "pass") -> None:
+        (place / "tensorrt.py").write_text(FAKE.format(body=body, version=version))
+        shutil.rmtree(place / "__pycache__", ignore_errors=True)
+        monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+
+    yield install
+    sys.modules.pop("tensorrt", None)
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu], None]:
+    """Returns a function that puts a GPU into this machine, as far as anybody who asks CUDA can tell."""
+    return lambda gpu: monkeypatch.setattr(cuda, "find_gpu", lambda device=0: gpu)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return planned_bundle(tmp_path / "tiny.edgemm", JETSON | CPU)
+
+
+def test_missing_engines_are_built_into_the_bundle(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt()
+    on(ORIN)
+    before = read_manifest(bundle)
+    steps: list[Step] = []
+    report = build_missing(bundle, watch=Watch(progress=steps.append))
+    manifest = read_manifest(bundle)
+    verify(bundle, manifest)
+    assert [e.engine for e in report.engines] == list(STAGES)
+    assert sorted(e.file for e in report.engines) == engines_in(bundle)
+    assert manifest.variants == before.variants
+    for built in report.engines:
+        assert not built.kept
+        sidecar = read_sidecar(bundle / built.file)
+        assert sidecar == built.sidecar
+        assert sidecar.device == {"name": "Orin", "multiprocessors": 8}
+        assert (sidecar.flavour, sidecar.version, sidecar.compute_capabilities) == ("tensorrt", "10.3.0", (87,))
+        assert (
+            sidecar.onnx_sha256 == manifest.files[f"engines/jetson-orin-nano-int8/{built.engine}.onnx"]["sha256"]
+        )
+        assert sidecar.precisions["int8"] > 0
+    assert report.engines[2].sidecar.modalities == ("image", "audio")
+    assert {(s.number, s.total, s.engine) for s in steps} == {(1, 3, "image"), (2, 3, "audio"), (3, 3, "fusion")}
+    cache = sorted(p.name for p in (bundle / "cache").iterdir())
+    assert cache == ["timing-tensorrt-10.3.0-sm87-Orin-8.cache"]
+    assert json.dumps(report.to_json())
+
+
+def test_engines_that_fit_are_kept_unless_forced(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt()
+    on(ORIN)
+    build_missing(bundle)
+    first = engines_in(bundle)
+    assert all(e.kept for e in build_missing(bundle).engines)
+    assert all(e.kept for e in build_missing(bundle, options={"workspace": 2**20}).engines)
+    assert not any(e.kept for e in build_missing(bundle, force=True).engines)
+    assert engines_in(bundle) == first
+    verify(bundle, read_manifest(bundle))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version"),
+    [(replace(ORIN, multiprocessors=16), "10.3.0"), (ORIN, "10.7.0"), (replace(ORIN, name="Orin NX"), "10.3.0")],
+    ids=["multiprocessors", "version", "name"],
+)
+def test_engines_of_another_device_are_built_again_beside_the_old_ones(
+    bundle: Path, tensorrt: Any, on: Any, gpu: Gpu, version: str
+) -> None:
+    tensorrt()
+    on(ORIN)
+    build_missing(bundle)
+    old = engines_in(bundle)
+    tensorrt(version)
+    on(gpu)
+    report = build_missing(bundle)
+    assert not any(e.kept for e in report.engines)
+    assert set(engines_in(bundle)) == {*old, *(e.file for e in report.engines)}
+    assert len(engines_in(bundle)) == 6
+    tensorrt()
+    on(ORIN)
+    assert {e.file for e in build_missing(bundle).engines if e.kept} == set(old)
+
+
+def test_options_become_part_of_the_plan_and_memory_does_not(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt()
+    on(ORIN)
+    build_missing(bundle)
+    options = {"optimization_level": 5, "workspace": 2**28}
+    report = build_missing(bundle, options=options)
+    assert not any(e.kept for e in report.engines)
+    assert all(e.sidecar.options["workspace"] == 2**28 for e in report.engines)
+    (variant,) = [v for v in read_manifest(bundle).variants if v.backend == "tensorrt"]
+    assert [e.options["build"] for e in variant.engines] == [{"optimization_level": 5}] * 3
+    assert all(e.kept for e in build_missing(bundle).engines)  # the plan asks for it from now on
+
+
+def test_plan_s_own_options_reach_the_builder(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt()
+    on(ORIN)
+    report = build_missing(with_build(bundle, tf32=False, hardware_compatibility="ampere-plus"))
+    assert {e.sidecar.options["hardware_compatibility"] for e in report.engines} == {"ampere-plus"}
+    assert {e.sidecar.options["tf32"] for e in report.engines} == {False}
+
+
+def test_what_this_tensorrt_lacks_is_refused_with_a_reason(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt("8.6.1")
+    on(ORIN)
+    with pytest.raises(
+        BackendError, match=r"stage 'image': weight streaming .* TensorRT 8\.6\.1 has no WEIGHT_STR"
+    ):
+        build_missing(bundle, options={"weight_streaming": True})
+    with pytest.raises(BackendError, match=r"DLA core 3 was asked for and .* finds 1"):
+        build_missing(bundle, options={"dla_core": 3, "gpu_fallback": True})
+    assert engines_in(bundle) == []
+    plans = [e.options["build"] for v in read_manifest(bundle).variants for e in v.engines if e.options]
+    assert plans == [{}] * 3  # what failed is not asked for again
+    verify(bundle, read_manifest(bundle))
+
+
+def test_unknown_option(bundle: Path) -> None:
+    with pytest.raises(BackendError, match="no option 'workspaces'") as caught:
+        build_missing(bundle, options={"workspaces": 1})
+    assert caught.value.hint == "did you mean 'workspace'?"
+
+
+def test_failure_keeps_what_was_built_before(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt(body="if network.num_inputs == 2: return None")
+    on(ORIN)
+    with pytest.raises(BackendError, match="stage 'fusion'"):
+        build_missing(bundle)
+    assert [Path(f).name.split(".")[0] for f in engines_in(bundle)] == ["audio", "image"]
+    verify(bundle, read_manifest(bundle))
+    tensorrt()
+    assert [e.kept for e in build_missing(bundle).engines] == [True, True, False]
+
+
+def test_timeout(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt(body="time.sleep(60)")
+    on(ORIN)
+    with pytest.raises(BackendError, match=r"took longer than 0\.5 s"):
+        build_missing(bundle, watch=Watch(timeout=0.5))
+    assert engines_in(bundle) == []
+    assert [p.name for p in (bundle / "cache").iterdir()] == []
+
+
+def test_graph_that_changes_meanwhile_gives_no_engine(
+    bundle: Path, tensorrt: Any, on: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verified_and_changed(path: Path, manifest: Manifest) -> None:
+        verify(path, manifest)
+        (path / "engines/jetson-orin-nano-int8/image.onnx").write_bytes(serialize(model("image", "mixed")))
+
+    monkeypatch.setattr(device, "verify", verified_and_changed)
+    tensorrt()
+    on(ORIN)
+    with pytest.raises(BundleError, match=r"image\.onnx' was changed while its engine was built"):
+        build_missing(bundle)
+    assert engines_in(bundle) == []
+
+
+def test_no_gpu_and_no_tensorrt(bundle: Path, on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedDeviceError):
+        build_missing(bundle)
+    on(ORIN)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingExtraError, match="the package 'tensorrt' is needed"):
+        build_missing(bundle)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "message"),
+    [
+        ("cpu", BackendError, "no engines are built for 'cpu'"),
+        ("cuda", BackendError, "no engines are built for 'cuda'"),
+        ("jetson-thor", UnsupportedDeviceError, r"'jetson-thor' \(SM 110\) are built on one; here is 'Orin'"),
+        ("rtx-ampere", BundleError, r"no variant is for 'rtx-ampere' \(variants for TensorRT: jet"),
+        ("jetson-orin-nx", BundleError, "no variant is for 'jetson-orin-nx'"),
+        ("jetson", BackendError, "no target 'jetson'"),
+    ],
+)  # fmt: skip
+def test_targets_that_are_refused(
+    bundle: Path, on: Any, target: str, kind: type[EdgemmError], message: str
+) -> None:
+    on(ORIN)
+    with pytest.raises(kind, match=message) as caught:
+        build_missing(bundle, target=target)
+    assert caught.value.hint
+
+
+def test_variants_that_are_refused(bundle: Path, on: Any, tmp_path: Path) -> None:
+    on(ORIN)
+    for name, message in (
+        ("cpu-fp32", "the variant 'cpu-fp32' is not for TensorRT"),
+        ("jetson-orin-nano", "the variant 'jetson-orin-nano' is not in this bundle"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            build_missing(bundle, variant=name)
+    with pytest.raises(BackendError, match="is built by TensorRT on the device itself, not for 'rtx-ampere'"):
+        build_missing(bundle, variant="jetson-orin-nano-int8", target="rtx-ampere")
+    with pytest.raises(BundleError, match=r"no variant is for TensorRT \(targets: cpu\)"):
+        build_missing(planned_bundle(tmp_path / "cpu.edgemm", CPU))
+
+
+def test_of_several_variants_those_for_this_gpu_are_built(tmp_path: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt()
+    on(ORIN)
+    thor = {"jetson-thor-int8": ("jetson-thor", "tensorrt", "int8")}
+    bundle = planned_bundle(tmp_path / "both.edgemm", thor | JETSON | AMPERE)
+    assert {e.variant for e in build_missing(bundle).engines} == {"jetson-orin-nano-int8"}
+    on(replace(RTX_3060, sm=90))
+    bundle = planned_bundle(tmp_path / "thor.edgemm", thor)
+    assert {e.sidecar.compute_capabilities for e in build_missing(bundle).engines} == {(90,)}
+
+
+def test_damaged_bundle_is_not_built(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt()
+    on(ORIN)
+    (bundle / "engines/cpu-fp32/image.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match="has 0 bytes"):
+        build_missing(bundle)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_bundle(bundle: Path, tensorrt: Any, on: Any) -> None:
+    tensorrt()
+    on(ORIN)
+    bundle.chmod(0o500)
+    try:
+        with pytest.raises(BundleError, match="cannot be written") as caught:
+            build_missing(bundle)
+    finally:
+        bundle.chmod(0o700)
+    assert "copy it" in caught.value.hint
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from edgemm.backends.device import build_missing
+from edgemm.runtime import cuda
+from edgemm.runtime._trt.engines import Gpu
+
+cuda.find_gpu = lambda device=0: Gpu("Orin", 87, 8, 0, True)
+build_missing(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_ended_build_leaves_a_whole_bundle_and_goes_on(
+    bundle: Path, tensorrt: Any, on: Any, how: signal.Signals
+) -> None:
+    tensorrt(body="network.num_inputs == 2 and time.sleep(600)")
+    run = subprocess.Popen([sys.executable, "-c", INTERRUPTED, bundle], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(engines_in(bundle)) < 2 or not list((bundle / "cache").glob("building-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run.send_signal(how)
+    _, said = run.communicate(timeout=60)
+    assert how == signal.SIGKILL or b"KeyboardInterrupt" in said
+    verify(bundle, read_manifest(bundle))
+    assert len(engines_in(bundle)) == 2
+    tensorrt()
+    on(ORIN)
+    assert [e.kept for e in build_missing(bundle).engines] == [True, True, False]
+    verify(bundle, read_manifest(bundle))
