@@ -49,6 +49,7 @@ Examples:
     help="Threads per operator.",
     show_default="the backend's choice",
 )
+@click.option("--build", is_flag=True, help="Build TensorRT engines that are missing first.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
 def run(bundle: Path, output: Path, force: bool, as_json: bool, **options: Any) -> None:
@@ -66,7 +67,11 @@ def run(bundle: Path, output: Path, force: bool, as_json: bool, **options: Any) 
     refuse_to_overwrite(output, force=force)
     samples = open_samples(options["data"])
     session = open_session(
-        bundle, target=options["target"], threads=options["threads"], variant=options["variant"]
+        bundle,
+        target=options["target"],
+        threads=options["threads"],
+        variant=options["variant"],
+        build=options["build"],
     )
     with session, OutputSpool(output.parent, session.io) as spool:
         seconds = _run_all(session, samples, spool, options)
@@ -74,14 +79,16 @@ def run(bundle: Path, output: Path, force: bool, as_json: bool, **options: Any) 
         report = {
             "output": str(output),
             "variant": session.variant.name,
+            "choice": session.choice and session.choice.to_json(),
             "samples": len(samples),
             "seconds": seconds,
             "outputs": spool.describe(),
         }
+        choice = session.choice.lines() if session.choice and session.choice.passed_over else []
     if as_json:
         echo_json(report)
     else:
-        click.echo(_summary(report))
+        click.echo("\n".join([_summary(report), *choice]))
 
 
 def _run_all(session: FusionSession, samples: Source, spool: Any, options: dict[str, Any]) -> float:
