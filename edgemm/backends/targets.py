@@ -25,6 +25,13 @@ from edgemm.runtime.machine import Jetson, find_jetson
 AUTO = "auto"
 """The target that this machine is."""
 
+_MODULE_OF = {
+    "tensorrt-rtx": "tensorrt_rtx",
+    "tensorrt": "tensorrt",
+    "ort-tensorrt": "tensorrt",
+    "ort-cuda": "tensorrt",
+}
+
 RTX_SMS = (75, 80, 86, 89, 120, 121)
 """What TensorRT-RTX builds for (its enum ComputeCapability, 1.7.1)."""
 
@@ -95,8 +102,8 @@ class Target:
 
     @property
     def module(self) -> str | None:
-        """Python module that builds and runs engines here, `"tensorrt"` or `"tensorrt_rtx"`; None without one."""
-        return {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}.get(self.builder or "")
+        """Python module whose graphs this target takes: `"tensorrt"` or `"tensorrt_rtx"`; None for a CPU's."""
+        return _MODULE_OF.get(self.backends[0]) if self.backends else None
 
     @property
     def tensorrt(self) -> tuple[str, ...]:

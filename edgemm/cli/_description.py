@@ -47,18 +47,37 @@ def describe_bundle(path: Path) -> dict[str, Any]:
             for described, s in zip(data["stages"], manifest.stages, strict=True)
         ],
         "joins": data["joins"],
-        "variants": [_variant(v, data) for v in data["variants"]],
+        "variants": [_variant(v, data, path) for v in data["variants"]],
         **{key: info.get(key) for key in ("model", "dynamic", "parity", "data", "float_size_bytes", "tools")},
         "notes": info.get("notes", []),
         "machine": measured.get("machine"),
     }
 
 
-def _variant(variant: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a variant of the manifest with the sizes of its engines and its latency."""
-    engines = [e | {"size_bytes": data["files"][e["file"]]["size"]} for e in variant["engines"]]
+def _variant(variant: Mapping[str, Any], data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Returns a variant of the manifest with the sizes of its engines, what was built of them, and its latency."""
+    engines = [
+        e | {"size_bytes": data["files"][e["file"]]["size"], "built": _built(e["file"], data["files"], path)}
+        for e in variant["engines"]
+    ]
     latency = data["measured"].get("latency", {}).get(variant["name"])
-    return {**variant, "engines": engines, "latency": latency}
+    lint = data["info"].get("lint", {}).get(variant["name"])
+    return {**variant, "engines": engines, "latency": latency, "lint": lint}
+
+
+def _built(graph: str, files: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Returns what the sidecars of the TensorRT engines of a graph say."""
+    from edgemm.runtime._trt.engines import engines_of
+
+    found = []
+    for name in engines_of(files, graph):
+        sidecar = json.loads((path / f"{name}.json").read_bytes())
+        keys = ("version", "compute_capabilities", "device", "precisions", "weights", "seconds")
+        found.append(
+            {"file": name, "size_bytes": files[name]["size"], "module": sidecar["flavour"]}
+            | {key: sidecar[key] for key in keys}
+        )
+    return found
 
 
 def _stage_decisions(path: Path, files: Mapping[str, Any], variant: str) -> dict[str, dict[str, int]]:

@@ -71,5 +71,6 @@ def _print(result: ConvertResult) -> None:
     columns = (*names, *(v.target for v in others))
     click.echo("\n" + table(columns, cells, right=("nodes", "parameters", *_COLUMNS[-2:])))
     click.echo("\n" + "\n".join(result.summary_lines()))
-    verb = "inspect" if result.shipped.backend == "tensorrt" else "profile"  # its device is elsewhere
+    elsewhere = any("module" in e.options for e in result.shipped.engines)
+    verb = "inspect" if elsewhere else "profile"
     click.echo(f"{result.path}   next: edgemm {verb} {shlex.quote(str(result.path))}")

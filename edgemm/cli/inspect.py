@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,32 @@ def _variants(report: Mapping[str, Any]) -> list[str]:
         size = megabytes(variant["size_bytes"])
         lines.append(f"variant  {variant['name']}: {runs} · {size} · nodes: {_counts(variant['decisions'])}")
         lines.append(f"         {_accuracy(variant['accuracy'])} · {_latency(variant['latency'])}")
+        if variant["backend"] == "tensorrt":
+            lines.append(f"         {_engines(variant['engines'])}{_lint(variant['lint'])}")
     return lines
+
+
+def _engines(engines: Sequence[Mapping[str, Any]]) -> str:
+    """Returns `"3 of 3 engines for SM 86 by tensorrt_rtx 1.7.1 (2.03 MB)"`, one text per kind that was built."""
+    from edgemm.cli._output import megabytes
+
+    kinds: dict[str, list[int]] = {}
+    for engine in engines:
+        for built in engine["built"]:
+            sms = ", ".join(map(str, built["compute_capabilities"]))
+            where = f"SM {sms}" if built["module"] == "tensorrt_rtx" else built["device"].get("name", "one GPU")
+            kinds.setdefault(f"{where} by {built['module']} {built['version']}", []).append(built["size_bytes"])
+    if not kinds:
+        return "no engines built yet (edgemm build)"
+    return "; ".join(
+        f"{len(sizes)} of {len(engines)} engines for {kind} ({megabytes(sum(sizes))})"
+        for kind, sizes in kinds.items()
+    )
+
+
+def _lint(counts: Mapping[str, int] | None) -> str:
+    found = [f"{n} {severity}{'s' * (n != 1)}" for severity, n in (counts or {}).items() if n]
+    return f" · lint: {', '.join(found)}" if found else ""
 
 
 def _accuracy(accuracy: Mapping[str, Any] | None) -> str:
@@ -235,7 +260,8 @@ def _accuracy(accuracy: Mapping[str, Any] | None) -> str:
         return f"{value:.2%}" if percent else f"{value:.4g}"
 
     before = f"{show(accuracy['float'])} → " if accuracy.get("float") is not None else ""
-    samples = f" ({accuracy['samples']:,} samples)" if accuracy.get("samples") else ""
+    how = ", simulated" if accuracy.get("simulated") else ""
+    samples = f" ({accuracy['samples']:,} samples{how})" if accuracy.get("samples") else ""
     return f"{accuracy['metric']} {before}{show(accuracy['variant'])}{samples}"
 
 

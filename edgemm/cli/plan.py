@@ -18,6 +18,7 @@ from edgemm.errors import BundleError
 EPILOG = """\b
 Examples:
   edgemm plan model.edgemm
+  edgemm plan model.edgemm --target rtx-ampere
   edgemm plan model.pt2 --calib calib.npz --label label --save plan.json
   edgemm convert model.pt2 --calib calib.npz --label label --plan plan.json
 """
@@ -35,16 +36,19 @@ _COLUMNS = ("stage", "node", "op", "precision", "rule", "cost", "gain ms", "reas
 def plan(source: Path, save: Path | None, force: bool, every: bool, as_json: bool, **options: Any) -> None:
     """Show what becomes integer, where, why, at what cost and for what gain.
 
-    A bundle tells what its conversion decided. A model is calibrated and searched as in edgemm convert, with
-    the same options, and nothing but the plan is kept. Cost is the output error of a group of nodes by itself,
-    gain the milliseconds that it saves.
+    A bundle tells what its conversion decided, for its first variant or for --target. A model is calibrated and
+    searched as in edgemm convert, with the same options, and nothing but the plan is kept. Cost is the output
+    error of a group of nodes by itself, gain the milliseconds that it saves (unmeasured on NVIDIA targets).
     """
     from edgemm.bundle import MANIFEST
     from edgemm.cli._output import refuse_to_overwrite
 
     if save is not None:
         refuse_to_overwrite(save, force=force)
-    found = _from_bundle(source) if (source / MANIFEST).is_file() else _from_model(source, options)
+    if (source / MANIFEST).is_file():
+        found = _from_bundle(source, options["target"])
+    else:
+        found = _from_model(source, options)
     if save is not None:
         payload = json.dumps(found["plan"], indent=1).encode() + b"\n"
         write_file(save, lambda file: _write(file, payload), force=force)
@@ -74,29 +78,47 @@ def _from_model(model: Path, options: dict[str, Any]) -> dict[str, Any]:
         return _from_bundle(run_convert(recipe, Path(folder) / "plan.edgemm", progress=progress).path)
 
 
-def _from_bundle(bundle: Path) -> dict[str, Any]:
-    """Returns `{plan, search, variants}` of a bundle.
+def _names(targets: Sequence[str]) -> set[str]:
+    from edgemm.backends.targets import find_targets
+
+    return {t.name for t in find_targets(targets)}
+
+
+def _for(targets: Sequence[str]) -> str:
+    return f" for {', '.join(targets)}" if targets else ""
+
+
+def _from_bundle(bundle: Path, targets: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns `{variant, plan, search, variants}` of a bundle: the plan of its first variant, or of a target's.
 
     Raises:
-        BundleError: It is damaged, or holds no plan.
+        BundleError: It is damaged, or holds no such plan.
+        BackendError: There is no such target.
     """
     from edgemm.bundle import read_manifest, verify
 
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
     plans = [name for name in manifest.files if name.startswith("plans/")]
+    if targets:
+        plans = [f"plans/{v.name}.json" for v in manifest.variants if v.target in _names(targets)]
+        plans = [name for name in plans if name in manifest.files]
     if not plans:
         why = "; ".join(manifest.info.get("notes", [])[-1:]) or "it was asked for fp32"
         raise BundleError(
-            f"{bundle}: it was converted without a plan: {why}.",
+            f"{bundle}: it was converted without a plan{_for(targets)}: {why}.",
             hint="convert it with calibration samples (--calib) and without --precision fp32",
         )
-    search = bundle / "report/search.json"
+    shipped = [f"plans/{v.name}.json" for v in manifest.shipped]
+    plans.sort(key=lambda name: shipped.index(name) if name in shipped else len(shipped))
+    plan = json.loads((bundle / plans[0]).read_text())
+    report = "report/search.json" if plan["target"] == "cpu" else "report/search-tensorrt.json"
     data = manifest.to_json()
     return {
         "bundle": bundle.name,
-        "plan": json.loads((bundle / plans[0]).read_text()),
-        "search": json.loads(search.read_text()) if "report/search.json" in manifest.files else None,
+        "variant": Path(plans[0]).stem,
+        "plan": plan,
+        "search": json.loads((bundle / report).read_text()) if report in manifest.files else None,
         "variants": [
             {key: v[key] for key in ("name", "precision", "layout", "backend", "refused")}
             for v in data["variants"]

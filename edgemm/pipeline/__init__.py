@@ -96,7 +96,8 @@ def _convert(
     manifest = _manifest(recipe, exported, stages, splits, notes)
     nvidia = [t for t in targets if t.module is not None]
     with clock("shapes"):
-        shapes = find_shapes(recipe, stages, graph.io, splits.any_part) if nvidia else None
+        profiled = any(t.builder is not None for t in nvidia)
+        shapes = find_shapes(recipe, stages, graph.io, splits.any_part) if profiled else None
     bench = Workbench(folder, manifest, recipe.threads)
     with clock("partition"):
         bench.settle([exported.graph.model, graph.model, *(s.model for s in stages.stages)])
@@ -108,7 +109,7 @@ def _convert(
             contest = Contest(recipe, stages, baseline, layouts, splits, bench, progress, clock)
             outcome = replace(contest.run(), notes=tuple(contest.notes))
             bench.close()
-        if shapes is not None:
+        if nvidia:
             rest = baseline, layouts[0], splits, shapes, bench, progress, clock
             outcome = outcome.plus(TrtContest(recipe, nvidia, stages, *rest).run())
     if all(v.refused is not None for v in outcome.variants):
@@ -125,16 +126,11 @@ def _targets(recipe: Recipe) -> tuple[Target, ...]:
     """Returns what the bundle is made for.
 
     Raises:
-        BackendError: There is no such target, or no variant can be made for it.
+        BackendError: There is no such target.
         RecipeError: It cannot have the precision that is demanded, or the plan is for another target.
     """
     targets = find_targets(recipe.target)
     for target in targets:
-        if target.module is None and target.backends[0] != "onnxruntime":
-            raise BackendError(
-                f"there are no variants for the target '{target.name}' in this version.",
-                hint="convert for the GPU itself, --target rtx-ampere for example, and for cpu",
-            )
         if target.module is None and recipe.quantize.precision == HALF:
             raise RecipeError(
                 f"precision fp16 is for NVIDIA targets, not for '{target.name}'.",

@@ -20,7 +20,7 @@ from edgemm.data import checked_sizes
 from edgemm.graph import ExportedGraph, let_go, load, move_weights, remove_mapped, room_in
 from edgemm.memory import give_back_memory
 from edgemm.partition import Stage, StageGraph
-from edgemm.pipeline.engines import TENSORRT, EngineKind
+from edgemm.pipeline.engines import EngineKind
 from edgemm.quant.apply import apply_plan
 from edgemm.quant.fold import with_weights
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
@@ -269,7 +269,7 @@ class Workbench:
             BackendError: An engine does not load, or there is no room for it in the temporary folder.
         """
         finished = dict(files)
-        engines = [e for v in variants for e in v.engines if e.backend != TENSORRT]  # those are files that ship
+        engines = [e for v in variants for e in v.engines if "module" not in e.options]  # those ship as they are
         backends = {engine.file: get_backend(engine.backend) for engine in engines}
         for number, (path, backend) in enumerate(backends.items()):
             draft = files[path]

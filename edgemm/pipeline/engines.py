@@ -13,6 +13,9 @@ from edgemm.rewrite.prepare import BATCHED
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 TENSORRT = "tensorrt"
 """Backend of engines for NVIDIA targets: nothing runs them here, so they do not compete."""
+
+NVIDIA = {"tensorrt-rtx": TENSORRT, "tensorrt": TENSORRT, "ort-tensorrt": "ort-tensorrt", "ort-cuda": "ort-cuda"}
+"""First backend of an NVIDIA target in the catalogue -> the one that its engines have in a bundle."""
 AUTO = "auto"
 
 

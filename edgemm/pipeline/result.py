@@ -97,7 +97,10 @@ class ConvertResult:
     def _lines(self, shipped: Variant) -> list[str]:
         lines = []
         accuracy = shipped.accuracy
-        if accuracy is not None:
+        twin = next(v for v in self.manifest.shipped if v.accuracy == accuracy)
+        if accuracy is not None and twin is not shipped and accuracy.get("simulated"):
+            lines.append(f"accuracy   that of {twin.name}: the same plan")
+        elif accuracy is not None:
             share = accuracy["percent"]
             before, after = _value(accuracy["float"], share), _value(accuracy["variant"], share)
             drop, budget = _points(accuracy["drop"], share), _points(accuracy["budget"], share)
@@ -116,7 +119,7 @@ class ConvertResult:
                 f"latency    {latency['float_ms']:.3f} → {latency['variant_ms']:.3f} ms   "
                 f"({latency['ratio']:.2f} × float ONNX Runtime, p50 of {latency['runs']:,} interleaved runs)"
             )
-        elif shipped.backend == "tensorrt":
+        elif any("module" in e.options for e in shipped.engines):
             lines.append(f"latency    unmeasured: it takes a device with {shipped.target}")
         sizes = _sizes(self.manifest.info["float_size_bytes"], shipped.size_bytes)
         lines.append(f"size       {sizes}   ({shipped.name}, {shipped.layout})")

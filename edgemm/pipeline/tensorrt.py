@@ -58,7 +58,7 @@ class TrtContest:
         baseline: The exported graph, unchanged.
         layout: The graphs that become engines.
         splits: The samples.
-        shapes: Sizes that engines accept.
+        shapes: Sizes that engines accept; None where no target has optimization profiles.
         bench: Opens sessions; its folder holds files until the bundle is written.
         progress: Told about every step.
         clock: Seconds by step.
@@ -70,7 +70,7 @@ class TrtContest:
     baseline: Layout
     layout: Layout
     splits: Splits
-    shapes: Shapes
+    shapes: Shapes | None
     bench: Workbench
     progress: Progress
     clock: Clock
@@ -87,7 +87,8 @@ class TrtContest:
         Raises:
             QuantizationError: A precision was demanded that a target cannot have within the budget.
         """
-        self.progress.step("shapes", f"engines accept {self.shapes}")
+        if self.shapes is not None:
+            self.progress.step("shapes", f"engines accept {self.shapes}")
         self._prepare()
         outcome = Outcome((), {}, {}, {}, ())
         for target in self.targets:
@@ -182,6 +183,8 @@ class TrtContest:
         Raises:
             EdgemmError: The builder refuses a graph.
         """
+        if target.kind == "cuda":
+            return outcome  # ONNX Runtime takes the graphs
         if target.kind != "rtx" or module_version(target.module or "") is None:
             why = "its TensorRT builds on the device only"
             if target.kind == "rtx":

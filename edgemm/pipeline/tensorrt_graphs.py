@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from edgemm.lint import ERROR, SEVERITIES, Finding, lint
 from edgemm.memory import give_back_memory
 from edgemm.partition import Stage
 from edgemm.pipeline.candidates import WHOLE, Layout, as_whole
-from edgemm.pipeline.engines import TENSORRT
+from edgemm.pipeline.engines import NVIDIA
 from edgemm.pipeline.shapes import Shapes
 from edgemm.pipeline.tensorrt_plans import TrtProposal
 from edgemm.quant.plan import FLOAT
@@ -60,11 +61,14 @@ class PlannedGraph:
 
     def check(self, target: Target) -> tuple[Finding, ...]:
         """Returns what the lint finds."""
-        return lint(graphs.load(self.file), target, tuple(p.shapes for p in self.profiles))
+        profiles = tuple(p.shapes for p in self.profiles) if target.builder is not None else None
+        return lint(graphs.load(self.file), target, profiles)
 
 
-def write_graphs(proposal: TrtProposal, layout: Layout, shapes: Shapes, folder: Path) -> tuple[PlannedGraph, ...]:
-    """Returns the graphs of a plan, written to `folder`.
+def write_graphs(
+    proposal: TrtProposal, layout: Layout, shapes: Shapes | None, folder: Path
+) -> tuple[PlannedGraph, ...]:
+    """Returns the graphs of a plan, written to `folder`; without `shapes` they accept every size.
 
     Raises:
         QuantizationError: The plan does not fit the graphs.
@@ -83,7 +87,8 @@ def write_graphs(proposal: TrtProposal, layout: Layout, shapes: Shapes, folder: 
         file = folder / f"tensorrt-{next(_numbers)}.onnx"
         with graphs.room_in(folder, f"the graph of '{stage.name}'"), file.open("wb") as stream:
             graphs.write(model, stream)
-        result.append(PlannedGraph(stage, covers, file, decisions, _precisions(model), shapes.profiles(stage)))
+        profiles = shapes.profiles(stage) if shapes is not None else ()
+        result.append(PlannedGraph(stage, covers, file, decisions, _precisions(model), profiles))
         graphs.let_go(stage.model)
         give_back_memory(4 * stage.parameters)
     return tuple(result)
@@ -109,7 +114,7 @@ def _precisions(model: ir.Model) -> tuple[str, ...]:
     return tuple(sorted(name for name, dtype in PRECISIONS.items() if dtype in found))
 
 
-def entry(graph: PlannedGraph, variant: str, module: str) -> EngineEntry:
+def entry(graph: PlannedGraph, variant: str, target: Target) -> EngineEntry:
     """Returns how the manifest lists a graph."""
     return EngineEntry(
         name=graph.stage.name,
@@ -118,10 +123,10 @@ def entry(graph: PlannedGraph, variant: str, module: str) -> EngineEntry:
         inputs=tuple(i.name for i in graph.stage.inputs),
         outputs=tuple(o.name for o in graph.stage.outputs),
         decisions=graph.decisions,
-        backend=TENSORRT,
+        backend=NVIDIA[target.backends[0]],
         options={
-            "module": module,
-            "profiles": [p.to_json() for p in graph.profiles],
+            "module": target.module,
+            "profiles": json.loads(json.dumps([p.to_json() for p in graph.profiles])),  # as a reader has them
             "precisions": list(graph.precisions),
             "build": {},
         },
@@ -133,7 +138,7 @@ def describe(
 ) -> tuple[Variant, dict[str, Path]]:
     """Returns the variant of a plan for a target, and its files by their path in the bundle."""
     name = f"{target.name}-{proposal.precision}"
-    entries = tuple(entry(graph, name, target.module or "") for graph in made)
+    entries = tuple(entry(graph, name, target) for graph in made)
     total: dict[str, int] = {}
     for graph in made:
         for precision, count in graph.decisions.items():
@@ -142,7 +147,7 @@ def describe(
     variant = Variant(
         name=name,
         target=target.name,
-        backend=TENSORRT,
+        backend=NVIDIA[target.backends[0]],
         precision=proposal.precision,
         layout=layout.name,
         engines=entries,

@@ -271,9 +271,9 @@ def _over(accuracy: Accuracy, error: float, limits: Limits, count: int) -> str |
     if not accuracy.within(limits.drop):
         worst = max(accuracy.blank.items(), key=lambda item: item[1], default=("", 0.0))
         blank = f" with {worst[0]} blank" if accuracy.blank and worst[1] > accuracy.drop else ""
-        return (
-            f"the metric drops by {accuracy.worst:.4g} on {count} search samples{blank}, budget {limits.drop:.4g}"
-        )
+        few = f"; one sample is {1 / count:.2g}: give more" if accuracy.worst * count < 5 else ""
+        drops = f"the metric drops by {accuracy.worst:.4g} on {count} search samples{blank}"
+        return f"{drops}, budget {limits.drop:.4g}{few}"
     if limits.output_error is not None and error > limits.output_error:
         return f"the output error of {error:.3g} feeds back through the state, limit {limits.output_error:.3g}"
     return None
