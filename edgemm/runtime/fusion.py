@@ -7,7 +7,7 @@ the memory layout of each array are looked at again. A lone engine without state
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 
 from edgemm.bundle import Manifest, StageEntry, Variant
 from edgemm.errors import BundleError, DataError
+from edgemm.runtime.cache import CACHE_BYTES, ONE_ENGINE, CacheInfo, CacheMode, StageCache, check_marks, check_mode
 from edgemm.runtime.session import EngineSession
 from edgemm.runtime.state import StateStore
 from edgemm.tensors import Feed, IOSpec, TensorSpec, check_feed
@@ -67,6 +68,7 @@ class FusionSession:
         self._batched = tuple(i.name for i in io.inputs if self._batch and i.shape[:1] == (io.batch,))
         self._lock = threading.Lock()
         self._closed = False
+        self._cache: StageCache | None = None
         self._direct = self._direct_call()
 
     @property
@@ -96,28 +98,67 @@ class FusionSession:
             if self._states:
                 self._states.kept = {}
 
-    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+    def use_cache(self, mode: CacheMode, max_bytes: int = CACHE_BYTES) -> None:
+        """Sets what `run` may reuse, and forgets what it could (see `edgemm.runtime.cache`).
+
+        A session that `open_session` made has what was asked of that; any other reuses nothing until this call.
+
+        Args:
+            mode: `"auto"`, `"content"`, `"marks"` or `"off"`.
+            max_bytes: The most that is held.
+
+        Raises:
+            DataError: No such mode, or a negative size.
+        """
+        check_mode(mode, max_bytes)
+        if mode == "off" or len(self._steps) == 1:
+            self._cache = None
+            return
+        cache = StageCache(self._io, self._steps, mode, max_bytes)
+        cache.states, cache.lock = self._states, self._lock
+        self._cache = cache
+
+    def cache_info(self) -> CacheInfo:
+        """Returns what is kept of earlier calls, how often it was reused, and why nothing is if so."""
+        if self._cache is not None:
+            return self._cache.info()
+        return CacheInfo("off", ONE_ENGINE if len(self._steps) == 1 else "", (), {}, {}, 0, 0, 0)
+
+    def run(self, feed: Feed, changed: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Returns the result outputs by name; states are kept, not returned.
+
+        An engine runs if what it reads is not what it was in the call before: see `open_session`. The outputs are
+        bit for bit those of running every engine.
 
         A state given in `feed` is used instead of the kept one. A model with a fixed batch of N takes any number
         of samples: they run in chunks of N, the last one filled up with its last sample.
 
         Args:
             feed: Input name -> C-contiguous array. Not changed, and not needed after the call.
+            changed: Modalities that are new since the call before, by whichever thread; the others are taken to
+                be the same without a look at them. Calls with marks follow one another. None compares, or runs
+                everything, as the session was opened.
 
         Raises:
-            DataError: A missing or unknown input, a wrong dtype, shape or memory layout, or a state of another
-                batch size.
+            DataError: A missing or unknown input, a wrong dtype, shape or memory layout, a state of another batch
+                size, or a mark on no modality.
             BackendError: An engine failed.
             BundleError: The session is closed.
         """
         direct = self._direct
         if direct is not None and type(feed) is dict and self._recognise(feed):
+            if changed is not None:
+                check_marks(self._io, changed)
             return dict(zip(self._results, direct(feed), strict=True))
+        if changed is not None:
+            check_marks(self._io, changed)
+        cache = self._cache
+        if cache is not None and (cache.active or changed is not None):
+            return self._run_kept(cache, feed, changed)
         return self._run(feed, None)
 
     def run_timed(self, feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Returns what `run` returns, and the seconds that each engine took, by engine name.
+        """Returns what `run` returns, and the seconds that each engine took, by engine name. Every engine runs.
 
         Raises:
             EdgemmError: As `run`.
@@ -151,6 +192,8 @@ class FusionSession:
             raise BundleError(f"the session on '{self.manifest.name}' is closed.", hint="open it again")
         if type(feed) is not dict and not isinstance(feed, Mapping):
             check_feed(self._io, feed)  # says that it is no mapping
+        if self._cache is not None:
+            self._cache.forget()  # marks are about the call before
         if self._states is not None:
             with self._lock:
                 values = self._states.complete(feed, self._check)
@@ -162,6 +205,33 @@ class FusionSession:
             return self._run_chunks(feed, seconds)
         values = dict(feed)
         self._chain(values, seconds)
+        return self._take(values)
+
+    def _run_kept(self, cache: StageCache, feed: Feed, changed: Collection[str] | None) -> dict[str, np.ndarray]:
+        """Runs `feed` as `_run` does, those engines apart whose outputs are in `cache`."""
+        if self._closed or not isinstance(feed, Mapping):
+            return self._run(feed, None)  # which says so
+        if changed is None and cache.states is None:
+            return self._reuse(cache, feed, None)
+        with cache.lock:
+            try:
+                return self._reuse(cache, feed, changed)
+            except BaseException:
+                cache.forget()  # what was new in this call is not marked in the next one
+                raise
+
+    def _reuse(self, cache: StageCache, feed: Feed, changed: Collection[str] | None) -> dict[str, np.ndarray]:
+        if cache.states is not None:
+            values = cache.states.complete(feed, self._check)
+            cache.chain(values, changed)
+            cache.states.keep(values)
+            return self._take(values)
+        self._check(feed)
+        if not self._in_one_go(feed):
+            cache.forget()
+            return self._run_chunks(feed, None)
+        values = dict(feed)
+        cache.chain(values, changed)
         return self._take(values)
 
     def _check(self, feed: Feed) -> None:
