@@ -47,7 +47,7 @@ def convert(fixture: Fixture, output: Path) -> tuple[dict[str, Any], float, floa
 
 def measure(fixture: Fixture, bundle: Path, seconds: float) -> dict[str, Any]:
     """Returns medians and their ratio of the bundle and the plain float model, from one interleaved run."""
-    with open_session(bundle) as session:
+    with open_session(bundle, cache="off") as session:
         samples = open_samples(str(fixture.eval))
         feeds = latency_feeds(session.io, samples, {})
         plain = PlainFloat.open(fixture, session.io, make_feed(session.io, [samples[0]]))

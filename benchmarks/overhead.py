@@ -81,7 +81,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "overhead.edgemm"
         make_bundle(bundle)
-        with open_session(bundle, threads=1) as session:
+        with open_session(bundle, threads=1, cache="off") as session:
             calls = {"edgemm": lambda: session.run(feed), "onnxruntime": raw_calls(bundle, feed)}
             times = measure(calls, runs=arguments.runs, warmup=500)
     mine, raw = times["edgemm"], times["onnxruntime"]

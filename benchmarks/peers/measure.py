@@ -96,7 +96,7 @@ class Runner:
 def open_runner(path: Path, io: IOSpec, threads: int, stack: ExitStack) -> Any:
     """Returns a session on an `.onnx`, an `.xml` or a bundle; `stack` closes it."""
     if path.is_dir():
-        return stack.enter_context(open_session(path, threads=threads))
+        return stack.enter_context(open_session(path, threads=threads, cache="off"))
     return Runner((OpenVinoEngine if path.suffix == ".xml" else OnnxEngine)(path, threads), io)
 
 

@@ -112,7 +112,9 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
     baseline = _resident_bytes()
     start = perf_counter()
-    session = open_session(file, target=options["target"], threads=options["threads"], variant=options["variant"])
+    session = open_session(
+        file, target=options["target"], threads=options["threads"], variant=options["variant"], cache="off"
+    )
     load = perf_counter() - start
     with session:
         feeds, given = _feeds(session, options)

@@ -72,6 +72,7 @@ def run(bundle: Path, output: Path, force: bool, as_json: bool, **options: Any) 
         threads=options["threads"],
         variant=options["variant"],
         build=options["build"],
+        cache="off",  # no two samples are the same
     )
     with session, OutputSpool(output.parent, session.io) as spool:
         seconds = _run_all(session, samples, spool, options)

@@ -77,7 +77,7 @@ def open_side(path: Path, variant: str | None = None) -> Side:
         BackendError: An engine does not open on this machine.
         MissingExtraError: The backend of the variant is not installed.
     """
-    session = open_session(path, variant=variant)
+    session = open_session(path, variant=variant, cache="off")
     files = [path if path.is_file() else path / e.file for e in session.variant.engines]
     if any(file.suffix != ".onnx" for file in files):
         return Side(path, session, None)
