@@ -101,7 +101,10 @@ def _builder_options(options: dict[str, Any]) -> dict[str, Any]:
         "weight_streaming": "weight_streaming",
         "refit": "refit",
     }
-    given = {field: options[name] for name, field in names.items() if options[name] not in (None, False)}
+    given = {}
+    for name, field in names.items():
+        if options[name] is not None and options[name] is not False:  # 0 is a value
+            given[field] = options[name]
     if options["max_memory"] is not None:
         given["workspace"] = options["max_memory"] * _MIB
     return given

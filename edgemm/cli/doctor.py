@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   edgemm doctor
+  edgemm doctor model.edgemm
   edgemm doctor --json > doctor.json
 """
 
@@ -24,16 +25,23 @@ _READY = ("ok", "too old")
 
 
 @click.command(epilog=EPILOG, short_help="Show what this machine offers and lacks.")
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
-def doctor(as_json: bool) -> None:
+def doctor(bundle: Path | None, as_json: bool) -> None:
     """Show what is installed here, what the hardware offers, and what is missing.
+
+    With a BUNDLE, show as well what of it runs here, and why nothing better does.
 
     Works with nothing but the base packages. Every installed package is imported once, each in its own
     process, so that a broken one is found; that takes a few seconds where torch is installed.
     """
     from edgemm.cli._output import echo_json
 
+    opened = what_runs(bundle) if bundle is not None else None
     report = diagnose()
+    if opened is not None:
+        report["bundle"] = opened
+        report["problems"] += [opened["error"]] if opened["error"] else []
     if as_json:
         echo_json(report)
     else:
@@ -84,16 +92,37 @@ def diagnose(root: Path = Path("/")) -> dict[str, Any]:
     return report
 
 
+def what_runs(bundle: Path) -> dict[str, Any]:
+    """Returns `{bundle, choice, lines, hints, error}`: what a session on `bundle` runs on this machine.
+
+    Raises:
+        BundleError: No bundle is there, or it is damaged.
+    """
+    from edgemm.errors import BackendError, MissingExtraError
+    from edgemm.runtime import open_session
+
+    try:
+        with open_session(bundle) as session:
+            choice = session.choice
+    except (BackendError, MissingExtraError) as error:
+        return {"bundle": str(bundle), "choice": None, "lines": [], "hints": [error.hint], "error": str(error)}
+    assert choice is not None
+    return {
+        "bundle": str(bundle),
+        "choice": choice.to_json(),
+        "lines": choice.lines(),
+        "hints": list(dict.fromkeys(p.hint for p in choice.passed_over)),
+        "error": None,
+    }
+
+
 def _extra(name: str, packages: tuple[PackageStatus, ...], machine: Machine) -> dict[str, Any]:
     """Returns `{name, enables, complete, missing, install, note}` of one extra."""
     from edgemm.cli._diagnosis import EXTRAS
-    from edgemm.runtime.registry import SESSIONS
 
     missing = [p.package.name for p in packages if p.package.extra == name and p.state != "ok"]
     installed = {p.package.name for p in packages if p.version is not None}
     install, note = f"pip install 'edgemm[{name}]'", None
-    if name in ("tensorrt", "rtx") and not {"tensorrt", "tensorrt-rtx"} & set(SESSIONS):
-        note = "this version of edgemm has no TensorRT backend yet"
     if name == "tensorrt" and machine.jetson:
         install = "sudo apt install python3-libnvinfer (JetPack's own; use a venv with --system-site-packages)"
     if name == "gpu" and "onnxruntime" in installed:
@@ -179,6 +208,10 @@ def render(report: dict[str, Any]) -> str:
         f"run bundles      {', '.join(report['backends']) or 'no'}",
         f"convert models   {'yes' if can_convert(report['packages']) else 'no'}",
     ]
+    if "bundle" in report:
+        bundle = report["bundle"]
+        lines += ["", click.style(bundle["bundle"], bold=True), *(f"  {line}" for line in bundle["lines"])]
+        lines += [f"  hint: {hint}" for hint in bundle["hints"]]
     lines += [click.style("problem: ", fg="yellow") + text for text in report["problems"]]
     return "\n".join(lines)
 

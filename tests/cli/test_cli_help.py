@@ -14,7 +14,7 @@ import pytest
 from edgemm.cli import cli
 
 GOLDEN = Path(__file__).parent / "golden"
-VERBS = ("inspect", "run", "profile", "targets", "check", "doctor")
+VERBS = ("inspect", "build", "run", "profile", "targets", "check", "doctor")
 
 
 def help_text(verb: str) -> str:
