@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 DEMO := $(VENV)/.demo
 FIXTURES := $(VENV)/.fixtures
 RTX := $(VENV)/.rtx
-RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py
+RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/backends/test_device_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py \
+	tests/pipeline/test_tensorrt_engines.py
 
 .PHONY: setup demo test test-slow test-rtx check format bench clean help
 

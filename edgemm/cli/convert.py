@@ -20,7 +20,7 @@ Examples:
   edgemm convert weights.pt --factory net.py:build --calib calib.npz
   edgemm convert m.onnx --modality ids=text --input imu=batch,6,100:float32
   edgemm convert recipe.yaml --force --json
-  edgemm convert model.pt2 --calib calib.npz --target cpu --target rtx-ampere --target jetson-orin-nano
+  edgemm convert model.pt2 --calib calib.npz --target cpu --target rtx-ampere
 """
 
 

@@ -109,8 +109,9 @@ def _from_bundle(bundle: Path, targets: Sequence[str] = ()) -> dict[str, Any]:
             f"{bundle}: it was converted without a plan{_for(targets)}: {why}.",
             hint="convert it with calibration samples (--calib) and without --precision fp32",
         )
-    shipped = [f"plans/{v.name}.json" for v in manifest.shipped]
-    plans.sort(key=lambda name: shipped.index(name) if name in shipped else len(shipped))
+    order = [v.target for v in manifest.shipped] + [v.target for v in manifest.variants]
+    ranks = {f"plans/{v.name}.json": (order.index(v.target), v.refused is not None) for v in manifest.variants}
+    plans.sort(key=lambda name: ranks.get(name, (len(order), True)))
     plan = json.loads((bundle / plans[0]).read_text())
     report = "report/search.json" if plan["target"] == "cpu" else "report/search-tensorrt.json"
     data = manifest.to_json()

@@ -37,6 +37,7 @@ from edgemm.pipeline.tensorrt_graphs import (
     objection,
     refusal,
     tally,
+    warnings,
     write_graphs,
 )
 from edgemm.pipeline.tensorrt_plans import TrtPlans, TrtProposal
@@ -171,9 +172,12 @@ class TrtContest:
         outcome = Outcome((variant,), files, {}, self._precision(proposal), lint={variant.name: tally(findings)})
         outcome = replace(outcome, files={**outcome.files, **self._plan_file(proposal, variant)})
         try:
-            return self._with_engines(outcome, variant, made, target)
+            outcome = self._with_engines(outcome, variant, made, target)
         except EdgemmError as error:
             return refusal(variant, in_words(error))
+        for text in warnings(findings):
+            self._note(f"{target.name}: {text}")
+        return outcome
 
     def _with_engines(
         self, outcome: Outcome, variant: Variant, made: Sequence[PlannedGraph], target: Target

@@ -25,7 +25,7 @@ from edgemm.backends.tensorrt import (
 )
 from edgemm.bundle import EngineEntry, Variant
 from edgemm.errors import EdgemmError
-from edgemm.lint import ERROR, SEVERITIES, Finding, lint
+from edgemm.lint import ERROR, SEVERITIES, WARNING, Finding, lint
 from edgemm.memory import give_back_memory
 from edgemm.partition import Stage
 from edgemm.pipeline.candidates import WHOLE, Layout, as_whole
@@ -181,6 +181,12 @@ def objection(findings: Mapping[str, Sequence[Finding]]) -> str | None:
     stage, first = errors[0]
     more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"stage '{stage}', {first.where}: {first.reason}; {first.fix}{more}"
+
+
+def warnings(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """Returns what the lint warns of, each once."""
+    every = [f for found in findings.values() for f in found if f.severity == WARNING]
+    return list(dict.fromkeys(f"{f.where}: {f.reason}; {f.fix}" for f in every))
 
 
 def tally(findings: Mapping[str, Sequence[Finding]]) -> dict[str, int]:

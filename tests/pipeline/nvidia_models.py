@@ -69,3 +69,12 @@ def rows(count: int, seed: int, **outliers: float) -> dict[str, np.ndarray]:
     for name, value in outliers.items():
         found[name][:, :, 0] = value
     return found
+
+
+def strided(count: int, length: int) -> dict[str, np.ndarray]:
+    """Returns arrays for `sound` of one length and `motion`."""
+    random = np.random.default_rng(length)
+    return {
+        "sound": random.standard_normal((count, 16, length)).astype(np.float32),
+        "motion": random.standard_normal((count, 32)).astype(np.float32),
+    }

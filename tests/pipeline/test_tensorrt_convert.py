@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from nvidia_models import CONVOLUTIONS, FACTOR, LOUD, PAIR, PRODUCTS, STRIDED, VOLUME, rows, save
+from nvidia_models import CONVOLUTIONS, FACTOR, LOUD, PAIR, PRODUCTS, STRIDED, VOLUME, rows, save, strided
 
 from edgemm.backends._trt.onnx_file import read_onnx
 from edgemm.backends.targets import find_target
@@ -213,14 +213,6 @@ def test_halves_alone_where_they_are_asked_for(made: Made) -> None:
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------
-
-
-def strided(count: int, length: int) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(length)
-    return {
-        "sound": random.standard_normal((count, 16, length)).astype(np.float32),
-        "motion": random.standard_normal((count, 32)).astype(np.float32),
-    }
 
 
 def test_sizes_are_read_from_the_samples(made: Made, tmp_path: Path) -> None:
