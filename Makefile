@@ -9,7 +9,7 @@ RTX := $(VENV)/.rtx
 RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/backends/test_device_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py \
 	tests/pipeline/test_tensorrt_engines.py
 
-.PHONY: setup demo test test-slow test-rtx check format bench clean help
+.PHONY: setup demo demo-rtx test test-slow test-rtx check format bench clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,6 +33,9 @@ $(FIXTURES): $(DEMO) requirements-fixtures.txt requirements-fixtures-nodeps.txt
 
 demo: $(DEMO)  ## train a fusion model on real data, convert, run, profile
 	$(BIN)/python -m recipes.demo
+
+demo-rtx: $(DEMO) $(RTX)  ## engines of that model for GPUs that are not here, by the real TensorRT for RTX
+	$(BIN)/python -m recipes.demo_rtx
 
 test: $(STAMP)   ## the fast tests
 	$(BIN)/pytest -n 2

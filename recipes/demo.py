@@ -34,14 +34,14 @@ console = Console(highlight=False)
 def main() -> None:
     """Runs the demo and prints a summary."""
     start = time.perf_counter()
-    with _step("data: 5,000 MNIST digits, spoken digits from espeak-ng (synthetic speech)"):
+    with step("data: 5,000 MNIST digits, spoken digits from espeak-ng (synthetic speech)"):
         splits = dataset.load()
     trained = prepare(splits, FOLDER)
     bundle = FOLDER / "av_digits.edgemm"
-    result = json.loads(_edgemm("convert", *_convert_arguments(FOLDER, bundle), capture=True))
-    _edgemm("inspect", str(bundle))
-    _edgemm("run", str(bundle), "--data", str(FOLDER / "eval.npz"), "-o", str(FOLDER / "outputs.npz"))
-    _edgemm("profile", str(bundle), "--data", str(FOLDER / "eval.npz"), "--seconds", "5")
+    result = json.loads(edgemm("convert", *convert_arguments(FOLDER, bundle), capture=True))
+    edgemm("inspect", str(bundle))
+    edgemm("run", str(bundle), "--data", str(FOLDER / "eval.npz"), "-o", str(FOLDER / "outputs.npz"))
+    edgemm("profile", str(bundle), "--data", str(FOLDER / "eval.npz"), "--seconds", "5")
     _print_summary(result, trained, time.perf_counter() - start)
 
 
@@ -57,7 +57,7 @@ def prepare(splits: dict[str, dataset.Arrays], folder: Path) -> dict[str, float]
         model.load_state_dict(torch.load(weights, weights_only=True))
         console.print(f"[dim]·[/] model: trained before, {weights}")
     else:
-        with _step(f"train: {sum(p.numel() for p in model.parameters()):,} parameters"):
+        with step(f"train: {sum(p.numel() for p in model.parameters()):,} parameters"):
             av_digits.train(model, data["train"], report=lambda line: console.print(f"  [dim]{line}[/]"))
         save_program(model, {n: splits["calib"][n] for n in INPUTS}, folder / "model.pt2")
         save_weights(model, weights)
@@ -70,7 +70,8 @@ def prepare(splits: dict[str, dataset.Arrays], folder: Path) -> dict[str, float]
     }
 
 
-def _convert_arguments(folder: Path, bundle: Path) -> list[str]:
+def convert_arguments(folder: Path, bundle: Path) -> list[str]:
+    """Returns what follows `edgemm convert`."""
     return [
         str(folder / "model.pt2"),
         *("--calib", str(folder / "calib.npz")),
@@ -80,7 +81,7 @@ def _convert_arguments(folder: Path, bundle: Path) -> list[str]:
     ]
 
 
-def _edgemm(*arguments: str, capture: bool = False) -> str:
+def edgemm(*arguments: str, capture: bool = False) -> str:
     """Runs the command line tool; gives its stdout when captured. Ends the demo when it fails."""
     console.print(f"\n[bold]$ edgemm {' '.join(arguments)}[/]", soft_wrap=True)
     sys.stdout.flush()
@@ -134,7 +135,8 @@ def _print_summary(result: dict[str, Any], trained: dict[str, float], seconds: f
 
 
 @contextmanager
-def _step(text: str) -> Iterator[None]:
+def step(text: str) -> Iterator[None]:
+    """Says what the block does, and then how long it took."""
     console.print(f"[bold]·[/] {text}")
     start = time.perf_counter()
     yield
