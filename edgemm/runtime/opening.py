@@ -135,7 +135,7 @@ def _open_candidate(folder: Path, manifest: Manifest, candidate: Candidate, thre
     if candidate.needs_gpu:
         gpu = find_gpu()
         if candidate.build:
-            _builder()(folder, variant=variant.name)
+            _build(folder, variant.name)
             manifest = read_manifest(folder)
             variant = next(v for v in manifest.variants if v.name == variant.name)
         if candidate.backend == TENSORRT:
@@ -171,9 +171,14 @@ def find_gpu() -> Any:
     return cuda.find_gpu()
 
 
-def _builder() -> Callable[..., Any]:
+def _build(folder: Path, variant: str) -> None:
+    """Builds what a variant lacks; a bundle that cannot be written is what this machine lacks, not damage."""
     module, _, name = BUILDER.partition(":")
-    return cast("Callable[..., Any]", getattr(importlib.import_module(module), name))
+    build_missing = cast("Callable[..., Any]", getattr(importlib.import_module(module), name))
+    try:
+        build_missing(folder, variant=variant)
+    except BundleError as error:
+        raise UnsupportedDeviceError(str(error), hint=error.hint) from error
 
 
 def _may_go_on(candidate: Candidate, error: EdgemmError) -> bool:
