@@ -8,6 +8,7 @@
     ├── RecipeError         a recipe or an option contradicts the model or itself
     ├── QuantizationError   no quantized variant can be made or shipped
     ├── BundleError         a bundle is damaged, unsafe, too new, or in the way
+    ├── StreamError         a stream is closed, or has no set of samples to run
     ├── BackendError        a backend refused an engine or failed while running it
     │   └── UnsupportedDeviceError  this machine lacks what the engine asks for
     └── MissingExtraError   an optional package is not installed
@@ -68,6 +69,10 @@ class QuantizationError(EdgemmError):
 
 class BundleError(EdgemmError):
     """A bundle is damaged, unsafe, too new, or in the way."""
+
+
+class StreamError(EdgemmError):
+    """A stream is closed, or has no set of samples to run."""
 
 
 class BackendError(EdgemmError):

@@ -90,6 +90,7 @@ class StageCache:
     """The outputs of a session's engines. A session has one, and so has each of its streams.
 
     Attributes:
+        names: The engines, in their order.
         reused: Engines whose outputs the last call reused.
         states: Where calls through this cache keep states; None of a model without states.
         lock: Held during calls with marks or states: these follow one another.
@@ -109,6 +110,7 @@ class StageCache:
         self.states = StateStore(io) if io.states else None
         self.lock = threading.Lock()
         self._steps = tuple(steps)
+        self.names = tuple(step.name for step in steps)
         self._inputs = tuple((i.name, io.modalities.get(i.name)) for i in io.inputs)
         sources = _sources(io, self._steps)
         self._keepable = tuple(not (found & io.state_inputs) for found in sources)
@@ -175,7 +177,7 @@ class StageCache:
 
     def info(self) -> CacheInfo:
         """Returns what is held and what was done."""
-        names = [step.name for step in self._steps]
+        names = self.names
         return CacheInfo(
             self.mode,
             self.note,

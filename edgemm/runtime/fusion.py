@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from time import perf_counter
+from time import monotonic, perf_counter
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from edgemm.runtime.cache import CACHE_BYTES, ONE_ENGINE, CacheInfo, CacheMode, 
 from edgemm.runtime.session import EngineSession
 from edgemm.runtime.state import StateStore
 from edgemm.tensors import Feed, IOSpec, TensorSpec, check_feed
+
+if TYPE_CHECKING:
+    from edgemm.runtime.stream import Stream
 
 _MAX_REMEMBERED = 256
 """How many accepted shape combinations a session remembers."""
@@ -114,7 +117,7 @@ class FusionSession:
         if mode == "off" or len(self._steps) == 1:
             self._cache = None
             return
-        cache = StageCache(self._io, self._steps, mode, max_bytes)
+        cache = self.new_cache(mode, max_bytes)
         cache.states, cache.lock = self._states, self._lock
         self._cache = cache
 
@@ -154,7 +157,7 @@ class FusionSession:
             check_marks(self._io, changed)
         cache = self._cache
         if cache is not None and (cache.active or changed is not None):
-            return self._run_kept(cache, feed, changed)
+            return self.run_cached(cache, feed, changed)
         return self._run(feed, None)
 
     def run_timed(self, feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -165,6 +168,23 @@ class FusionSession:
         """
         seconds = {step.name: 0.0 for step in self._steps}
         return self._run(feed, seconds), seconds
+
+    def stream(self, *, clock: Callable[[], float] = monotonic, **policy: Any) -> Stream:
+        """Returns a stream: sensors push samples into it, and sets of samples run through this session.
+
+        Args:
+            clock: Seconds since anything; a test may set it.
+            **policy: Fields of `edgemm.runtime.stream_policy.StreamPolicy`: `trigger`, `optional`, `window`,
+                `max_age`, `offset`, `timeout`, `queue`, `drop`, `reject_nan`.
+
+        Raises:
+            DataError: The policy does not fit the model.
+            BundleError: It asks for a fill that the bundle does not hold.
+        """
+        from edgemm.runtime.stream import Stream
+        from edgemm.runtime.stream_policy import StreamPolicy
+
+        return Stream(self, StreamPolicy(**policy), clock)
 
     def close(self) -> None:
         """Frees the engines; a second call does nothing. Calls under way in other threads may fail."""
@@ -207,8 +227,16 @@ class FusionSession:
         self._chain(values, seconds)
         return self._take(values)
 
-    def _run_kept(self, cache: StageCache, feed: Feed, changed: Collection[str] | None) -> dict[str, np.ndarray]:
-        """Runs `feed` as `_run` does, those engines apart whose outputs are in `cache`."""
+    def new_cache(self, mode: CacheMode, max_bytes: int = CACHE_BYTES) -> StageCache:
+        """Returns a cache for `run_cached`, with states of its own."""
+        return StageCache(self._io, self._steps, mode, max_bytes)
+
+    def run_cached(self, cache: StageCache, feed: Feed, changed: Collection[str] | None) -> dict[str, np.ndarray]:
+        """Returns what `run` returns, with `cache` instead of the session's own.
+
+        Raises:
+            EdgemmError: As `run`.
+        """
         if self._closed or not isinstance(feed, Mapping):
             return self._run(feed, None)  # which says so
         if changed is None and cache.states is None:

@@ -1,0 +1,87 @@
+"""Checks samples when they are pushed, and puts the feed of a set together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgemm.errors import DataError, did_you_mean
+from edgemm.runtime.stream_policy import StreamPolicy, fill_value, inputs_of
+from edgemm.runtime.stream_sync import SampleSet
+from edgemm.tensors import IOSpec, check_feed
+
+
+class Intake:
+    """What the model takes, modality by modality.
+
+    Attributes:
+        newest: Modality -> the newest sample that was taken: it has the sizes that the model leaves open.
+    """
+
+    def __init__(self, io: IOSpec) -> None:
+        """Takes samples for a model with the signature `io`."""
+        self.newest: dict[str, Mapping[str, np.ndarray]] = {}
+        self._io = io
+        self._modalities = io.modality_names()
+        self._parts = {m: _part(io, m) for m in self._modalities}
+
+    def arrays(self, modality: str, sample: Any) -> dict[str, np.ndarray]:
+        """Returns a checked copy of a sample, with the batch axis.
+
+        Raises:
+            DataError: An unknown modality, or an array that is not what the model takes.
+        """
+        part = self._parts.get(modality)
+        if part is None:
+            raise DataError(
+                f"push: there is no modality '{modality}' (modalities: {', '.join(self._modalities)}).",
+                hint=did_you_mean(str(modality), self._modalities, "`edgemm inspect` shows the modalities"),
+            )
+        if not isinstance(sample, Mapping):
+            if len(part.inputs) > 1:
+                check_feed(part, sample)  # says that it is no mapping
+            sample = {part.inputs[0].name: sample}
+        arrays = {}
+        for name, array in sample.items():
+            if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
+                spec = part.input(name)
+                array = np.array(array, order="C")
+                if array.ndim == len(spec.shape) - 1 and spec.shape[:1] == (self._io.batch,):
+                    array = array[None]
+            arrays[name] = array
+        check_feed(part, arrays)
+        expected = self._io.batch if isinstance(self._io.batch, int) else 1
+        for spec in part.inputs:
+            if spec.shape[:1] == (self._io.batch,) and arrays[spec.name].shape[0] != expected:
+                raise DataError(
+                    f"push('{modality}'): got {arrays[spec.name].shape[0]} samples in '{spec.name}', "
+                    f"expected {expected}.",
+                    hint="push one sample at a time",
+                )
+        return arrays
+
+    def feed(self, found: SampleSet, policy: StreamPolicy) -> dict[str, np.ndarray]:
+        """Returns the arrays of a set by input, with values for the modalities that lack a sample."""
+        feed: dict[str, np.ndarray] = {}
+        for sample in found.samples.values():
+            if sample is not None:
+                feed.update(sample.arrays)
+        sizes = {
+            dim: size
+            for spec in self._io.feed_inputs
+            if spec.name in feed
+            for dim, size in zip(spec.shape, feed[spec.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+        for modality in found.filled:
+            fill = policy.fill(modality)
+            feed.update(fill_value(self._io, modality, fill, self.newest.get(modality), sizes))
+        return feed
+
+
+def _part(io: IOSpec, modality: str) -> IOSpec:
+    """Returns the signature of one modality."""
+    inputs = inputs_of(io, modality)
+    return IOSpec(inputs, (), {i.name: modality for i in inputs}, batch=io.batch)

@@ -1,0 +1,64 @@
+"""What a stream gives: results, and what it has counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgemm.runtime.stream_sync import Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one set gave.
+
+    Attributes:
+        outputs: The result outputs by name, as `FusionSession.run` returns them.
+        time: Of the set: corrected capture time of the sample that triggered it, the tick, or when `infer` asked.
+        ages: Modality -> seconds from the capture of its sample to `time`, negative for a later one in the window;
+            None where a value went in.
+        encoded: Engines that ran, the fusion head among them.
+        cached: Engines whose outputs were those of an earlier set.
+        stale: Modalities that went in with a sample older than the window or `max_age` allow.
+        filled: Modalities that went in with a fixed value.
+        latency: Seconds from the capture of the sample that triggered (without one: of the newest) to the outputs;
+            None without any sample.
+        number: Counts the results of a stream from 0.
+        epoch: How often a clock was set back before; times of two epochs cannot be compared.
+    """
+
+    outputs: dict[str, np.ndarray]
+    time: float
+    ages: Mapping[str, float | None]
+    encoded: tuple[str, ...]
+    cached: tuple[str, ...]
+    stale: tuple[str, ...]
+    filled: tuple[str, ...]
+    latency: float | None
+    number: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCounters:
+    """What a stream has done so far.
+
+    Attributes:
+        results: Sets that ran.
+        incomplete: Sets that were given up because a required modality lacked.
+        failed: Sets whose run raised.
+        skipped: Ticks that passed without anybody asking for their set.
+        callback_errors: Callbacks that raised.
+        clock_jumps: How often a clock was set back.
+        modalities: What became of the samples.
+    """
+
+    results: int
+    incomplete: int
+    failed: int
+    skipped: int
+    callback_errors: int
+    clock_jumps: int
+    modalities: Mapping[str, Counters]
