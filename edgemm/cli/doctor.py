@@ -171,10 +171,30 @@ def can_run(packages: tuple[PackageStatus, ...]) -> bool:
 
 def backends(packages: tuple[PackageStatus, ...]) -> list[str]:
     """Returns the backends that can run engines here, in the order of the registry."""
+    from edgemm.runtime.providers import CUDA, RTX, TENSORRT
     from edgemm.runtime.registry import SESSIONS
 
     ready = {p.package.module for p in packages if p.state in _READY}
-    return [name for name in SESSIONS if name in ready]
+    offered = {provider for p in packages for provider in p.facts.get("providers", ())}
+    on_gpu = {
+        "tensorrt": bool(ready & {"tensorrt", "tensorrt_rtx"}),
+        "ort-tensorrt": TENSORRT in offered,
+        "ort-rtx": RTX in offered,
+        "ort-cuda": CUDA in offered,
+    }
+    gpu = any(on_gpu.values()) and _has_gpu()
+    return [name for name in SESSIONS if (on_gpu[name] and gpu if name in on_gpu else name in ready)]
+
+
+def _has_gpu() -> bool:
+    from edgemm.errors import EdgemmError
+    from edgemm.runtime import cuda
+
+    try:
+        cuda.find_gpu()
+    except EdgemmError:
+        return False
+    return True
 
 
 def can_convert(packages: list[dict[str, Any]]) -> bool:

@@ -367,3 +367,36 @@ def test_build_that_fails_is_passed_over_with_its_reason(tmp_path: Path, on: Any
         assert session.choice is not None
         assert [p.backend for p in session.choice.passed_over][:2] == ["tensorrt", "tensorrt"]
         assert "the package 'tensorrt' is needed" in session.choice.passed_over[1].reason
+
+
+def test_bundle_that_cannot_be_written_opens_without_an_engine(
+    tmp_path: Path, on: Any, tensorrt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = planned_bundle(tmp_path / "x.edgemm", JETSON | CPU)
+    (bundle / "cache").write_text("a file where the folder would be")
+    on(ORIN)
+    with pytest.raises(BundleError, match="'cache' is not part of the bundle"):
+        open_session(bundle)
+    (bundle / "cache").unlink()
+    real = Path.mkdir
+
+    def read_only(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.name.startswith("building-"):
+            raise OSError(30, "Read-only file system")
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with open_session(bundle, build=True) as session:
+        assert session.variant.name == "cpu-fp32"
+        assert session.choice is not None
+        assert "cannot be written: Read-only file system" in session.choice.passed_over[1].reason
+
+
+def test_sidecar_that_makes_no_sense(tmp_path: Path, on: Any, tensorrt: None) -> None:
+    bundle = planned_bundle(tmp_path / "x.edgemm", JETSON | CPU)
+    on(ORIN)
+    add_engine(bundle, "jetson-orin-nano-int8", "image", options={"version_compatible": True}, version=10)
+    with open_session(bundle) as session:
+        assert session.variant.name == "cpu-fp32"
+        assert session.choice is not None
+        assert "has a sidecar that makes no sense" in session.choice.passed_over[0].reason

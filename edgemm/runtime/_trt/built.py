@@ -49,14 +49,17 @@ def why_not(
         sidecar = load_sidecar(folder / file)
     except BackendError as error:
         return str(error)
-    reason = mismatch(
-        sidecar,
-        onnx_sha256=str(manifest.files[entry.file]["sha256"]),
-        module=module,
-        version=version,
-        gpu=gpu,
-        options=entry.options,
-    )
+    try:
+        reason = mismatch(
+            sidecar,
+            onnx_sha256=str(manifest.files[entry.file]["sha256"]),
+            module=module,
+            version=version,
+            gpu=gpu,
+            options=entry.options,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"has a sidecar that makes no sense ({error})"
     if reason is None and sidecar.sha256 != manifest.files[file]["sha256"]:
         return "is not the one that its sidecar tells of"
     return reason
