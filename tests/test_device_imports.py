@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from device_side import device_files
 
 from edgemm.backends import get_backend
 from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant, read_manifest, write_bundle
@@ -103,6 +105,8 @@ def python(code: str, *arguments: str, interpreter: str = sys.executable, cwd: P
         "runtime.registry",
         "runtime.ort",
         "runtime.openvino",
+        "runtime.cuda",
+        "runtime.trt",
     ],
 )
 def test_device_modules_import_numpy_and_the_standard_library_only(module: str) -> None:
@@ -167,3 +171,9 @@ def test_bundle_runs_where_only_numpy_and_onnxruntime_are_installed(bundle: Path
     result = json.loads(python(RUN, str(bundle), interpreter=interpreter, cwd=tmp_path))
     np.testing.assert_array_equal(result["out"], [[2, 2, 2, 1], [2, 2, 2, 1]])
     assert not set(result["modules"]) & set(HEAVY)
+
+
+@pytest.mark.parametrize("file", device_files(), ids=str)
+def test_device_files_are_python_3_10(file: Path) -> None:
+    """JetPack 6 has Python 3.10."""
+    ast.parse((ROOT / file).read_text(encoding="utf-8"), str(file), feature_version=(3, 10))
