@@ -106,13 +106,16 @@ class Choice:
 
     def lines(self) -> list[str]:
         """Returns text for people: what runs, then each better candidate with its reason, equal ones together."""
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, dict[str, list[str]]] = {}
         for passed in self.passed_over:
-            reasons.setdefault(passed.reason, []).append(f"{passed.variant} by {passed.backend}")
-        return [
-            f"runs {self.variant} by {self.backend}{', built here' if self.built else ''}",
-            *(f"not {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items()),
-        ]
+            backends = reasons.setdefault(passed.reason, {}).setdefault(passed.variant, [])
+            if passed.backend not in backends:
+                backends.append(passed.backend)
+        lines = [f"runs {self.variant} by {self.backend}{', built here' if self.built else ''}"]
+        for reason, variants in reasons.items():
+            names = " or ".join(f"{variant} by {', '.join(backends)}" for variant, backends in variants.items())
+            lines.append(f"not {names}: {reason}")
+        return lines
 
 
 def candidates(manifest: Manifest, target: str, variant: str | None, *, build: bool) -> list[Candidate]:
