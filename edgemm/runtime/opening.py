@@ -12,6 +12,9 @@ from typing import Any, cast
 
 from edgemm.bundle import CACHE, EngineEntry, Manifest, StageEntry, Variant, read_manifest, verify
 from edgemm.errors import BackendError, BundleError, EdgemmError, MissingExtraError, UnsupportedDeviceError
+from edgemm.runtime import cuda
+from edgemm.runtime._trt.built import built_engines
+from edgemm.runtime._trt.engines import Gpu
 from edgemm.runtime.cache import CACHE_BYTES, CacheMode, check_mode
 from edgemm.runtime.choice import (
     AUTO,
@@ -97,9 +100,10 @@ def _open(path: Path, target: str, threads: int, variant: str | None, *, build: 
     queue = candidates(manifest, target, variant, build=build)
     verify(path, manifest)
     failed: list[tuple[Candidate, EdgemmError]] = []
+    gpu = _GpuAtHand()
     for candidate in queue:
         try:
-            session = _open_candidate(path, manifest, candidate, threads)
+            session = _open_candidate(path, manifest, candidate, threads, gpu)
         except EdgemmError as error:
             if not _may_go_on(candidate, error):
                 raise
@@ -127,21 +131,43 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: in
         BundleError: An engine takes or gives something else than the manifest says.
         MissingExtraError: The backend of the variant is not installed.
     """
-    return _open_candidate(folder, manifest, Candidate(variant, variant.backend), threads)
+    return _open_candidate(folder, manifest, Candidate(variant, variant.backend), threads, _GpuAtHand())
 
 
-def _open_candidate(folder: Path, manifest: Manifest, candidate: Candidate, threads: int) -> FusionSession:
+class _GpuAtHand:
+    """The first GPU of this machine, looked for once: looking takes longer than opening a small bundle."""
+
+    def __init__(self) -> None:
+        self._found: Gpu | UnsupportedDeviceError | None = None
+
+    def __call__(self) -> Gpu:
+        """Returns it.
+
+        Raises:
+            UnsupportedDeviceError: There is none, or no driver.
+        """
+        if self._found is None:
+            try:
+                self._found = cuda.find_gpu()
+            except UnsupportedDeviceError as error:
+                self._found = error
+        if isinstance(self._found, UnsupportedDeviceError):
+            raise self._found
+        return self._found
+
+
+def _open_candidate(
+    folder: Path, manifest: Manifest, candidate: Candidate, threads: int, gpu: _GpuAtHand
+) -> FusionSession:
     variant, files = candidate.variant, {}
     if candidate.needs_gpu:
-        gpu = find_gpu()
+        found = gpu()
         if candidate.build:
             _build(folder, variant.name)
             manifest = read_manifest(folder)
             variant = next(v for v in manifest.variants if v.name == variant.name)
         if candidate.backend == TENSORRT:
-            from edgemm.runtime._trt.built import built_engines
-
-            files = built_engines(folder, manifest, variant, gpu)
+            files = built_engines(folder, manifest, variant, found)
     elif candidate.planned and any("bf16" in e.options.get("precisions", ()) for e in variant.engines):
         raise UnsupportedDeviceError(
             f"'{variant.name}' computes in bfloat16; {NO_BFLOAT16}.",
@@ -158,17 +184,6 @@ def _open_candidate(folder: Path, manifest: Manifest, candidate: Candidate, thre
 
 def _backend_of(entry: EngineEntry, candidate: Candidate) -> str:
     return candidate.backend if candidate.planned else entry.backend
-
-
-def find_gpu() -> Any:
-    """Returns the first GPU (see `edgemm.runtime.cuda.find_gpu`).
-
-    Raises:
-        UnsupportedDeviceError: There is none, or no driver.
-    """
-    from edgemm.runtime import cuda
-
-    return cuda.find_gpu()
 
 
 def _build(folder: Path, variant: str) -> None:
