@@ -266,6 +266,9 @@ class Synchronizer:
             self._set_aside(head)
 
     def _ticked(self, now: float, elapsed: float) -> _Trigger | None:
+        if self._tick is not None and self._tick.time < self._time:  # somebody asked for a later set
+            self._tick = None
+            self.skipped += 1
         if self._tick is None and self._period is not None and now >= self._next_tick and not self.ended:
             missed = math.floor((now - self._next_tick) / self._period)
             self.skipped += missed
