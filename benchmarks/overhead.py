@@ -47,8 +47,8 @@ def make_bundle(path: Path) -> None:
     for name, (body, inputs, outputs) in STAGES.items():
         signature = [", ".join(f"float[batch,{t.shape[1]}] {t.name}" for t in ts) for ts in (inputs, outputs)]
         text = f'<ir_version: 10, opset_import: ["" : 20]>\n{name} ({signature[0]}) => ({signature[1]}) {body}'
-        payload = get_backend("onnxruntime").build(ir.from_onnx_text(text), "cpu").payload
-        files[f"{name}.onnx"] = payload
+        engine = get_backend("onnxruntime").build(ir.from_onnx_text(text), "cpu", path.parent / f"{name}.onnx")
+        files[f"{name}.onnx"] = engine.file.read_bytes()
         stages.append(StageEntry(name, (name,), "encoder", inputs, outputs, 1, 0))
         names = tuple(i.name for i in inputs), tuple(o.name for o in outputs)
         engines.append(EngineEntry(name, (name,), f"{name}.onnx", *names, {"fp32": 1}))

@@ -123,7 +123,7 @@ class StageCache:
         self._snapshot = self._empty
         self._versions = itertools.count()
         self._counting = threading.Lock()
-        self._ran = [0] * len(self._steps)
+        self._calls = 0
         self._reused = [0] * len(self._steps)
         self._not_kept = 0
 
@@ -145,6 +145,8 @@ class StageCache:
             changed: Modalities that are not what they were in the call before; None compares.
         """
         old, gauge = self._snapshot, self._gauge
+        if gauge is not None:
+            gauge.begin()
         versions, inputs, size = self._seen(old, values, changed)
         engines: list[_Outputs | None] = []
         reused, not_kept = [], 0
@@ -172,7 +174,7 @@ class StageCache:
             if isinstance(values[name], np.ndarray):
                 values[name] = values[name].copy()
         self._publish(_Snapshot(inputs, tuple(engines), size), reused, not_kept)
-        if gauge is not None and gauge.full:
+        if gauge is not None and gauge.end():
             self._decide(gauge, inputs)
 
     def info(self) -> CacheInfo:
@@ -182,7 +184,7 @@ class StageCache:
             self.mode,
             self.note,
             tuple(name for name, _ in self._inputs if name in self._compared),
-            dict(zip(names, self._ran, strict=True)),
+            {name: self._calls - reused for name, reused in zip(names, self._reused, strict=True)},
             dict(zip(names, self._reused, strict=True)),
             self._snapshot.nbytes,
             self.max_bytes,
@@ -223,8 +225,7 @@ class StageCache:
         self._snapshot = snapshot
         self.reused = tuple([self._steps[at].name for at in reused])
         with self._counting:
-            for at in range(len(self._steps)):
-                self._ran[at] += at not in reused
+            self._calls += 1
             for at in reused:
                 self._reused[at] += 1
             self._not_kept += not_kept

@@ -14,6 +14,9 @@ TRIALS = 3
 MARGIN = 2
 """How many times as long as comparing the engines must take: an input is not unchanged in every call."""
 
+_SMALL = 4096
+"""Bytes up to which arrays are compared at once."""
+
 _BLOCK = 16384
 """Words that are compared at once: the result of one comparison stays in the nearest cache."""
 
@@ -53,10 +56,16 @@ class Gauge:
         self._keepable = keepable
         self._seconds = [float("inf")] * len(steps)
         self._runs = [0] * len(steps)
+        self._start = self._inside = 0.0
+        self._beside = float("inf")
 
-    @property
-    def full(self) -> bool:
-        """Whether every engine has run often enough."""
+    def begin(self) -> None:
+        """Notes that a call begins."""
+        self._start, self._inside = perf_counter(), 0.0
+
+    def end(self) -> bool:
+        """Notes that a call ends, and returns whether every engine has run often enough."""
+        self._beside = min(self._beside, perf_counter() - self._start - self._inside)
         return min(self._runs) >= TRIALS
 
     def run(self, at: int, given: Mapping[str, Any]) -> Sequence[Any]:
@@ -67,12 +76,14 @@ class Gauge:
         wait = getattr(step, "wait", None)
         if wait is not None:
             wait()  # an engine on a GPU has only been launched
-        self._seconds[at] = min(self._seconds[at], perf_counter() - start)
+        seconds = perf_counter() - start
+        self._seconds[at] = min(self._seconds[at], seconds)
+        self._inside += seconds
         self._runs[at] += 1
         return outputs
 
     def worth(self, cost: Mapping[str, float]) -> frozenset[str]:
-        """Returns the inputs to compare: those of encoders that take longer than that costs.
+        """Returns the inputs to compare: those of encoders that take longer than that and a call's bookkeeping.
 
         Engines behind all inputs do not count: with them unchanged there is hardly a reason to call.
 
@@ -85,7 +96,7 @@ class Gauge:
                 continue
             behind = zip(self._sources, self._seconds, self._keepable, strict=True)
             saved = sum(seconds for sources, seconds, ok in behind if ok and sources <= found)
-            if saved > MARGIN * sum(cost[name] for name in found):
+            if saved > MARGIN * (sum(cost[name] for name in found) + self._beside):
                 chosen |= found
         return frozenset(chosen)
 
@@ -95,6 +106,8 @@ def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
 
     Not `==`: a NaN equals itself here, and 0.0 is not -0.0.
     """
+    if a.nbytes <= _SMALL:
+        return a.tobytes() == b.tobytes()
     size, word = next((size, word) for size, word in _WORDS if a.nbytes % size == 0)
     x, y = a.reshape(-1).view(word), b.reshape(-1).view(word)
     for start in range(0, a.nbytes // size, _BLOCK):
