@@ -2,6 +2,9 @@
 
 The checks cost little because a combination of shapes that was accepted once is remembered; only the dtype and
 the memory layout of each array are looked at again. A lone engine without states then gets the feed as it is.
+
+Engines on a GPU give each other arrays that stay there, and do not wait: encoders run side by side, each on its
+own stream, and the fusion head's stream waits for them. The host waits once, for the results.
 """
 
 from __future__ import annotations
@@ -10,13 +13,17 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from time import monotonic, perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgemm.bundle import Manifest, StageEntry, Variant
-from edgemm.errors import BundleError, DataError
+from edgemm.errors import BackendError, BundleError, DataError
+from edgemm.runtime._cuda.array import DeviceArray, LentArray, on_device
+from edgemm.runtime._cuda.dtypes import host_dtype
 from edgemm.runtime.cache import CACHE_BYTES, ONE_ENGINE, CacheInfo, CacheMode, StageCache, check_marks, check_mode
+from edgemm.runtime.chain import check_engines, lenders, make_steps
+from edgemm.runtime.choice import Choice
 from edgemm.runtime.session import EngineSession
 from edgemm.runtime.state import StateStore
 from edgemm.tensors import Feed, IOSpec, TensorSpec, check_feed
@@ -28,16 +35,6 @@ _MAX_REMEMBERED = 256
 """How many accepted shape combinations a session remembers."""
 
 
-class _Step(NamedTuple):
-    """One engine call: what it reads, what it gives, and which tensors nobody needs after it."""
-
-    name: str
-    run: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    done: tuple[str, ...]
-
-
 class FusionSession:
     """An opened bundle (or a bare ONNX file). Made by `open_session`; a context manager.
 
@@ -47,6 +44,7 @@ class FusionSession:
     Attributes:
         manifest: What the bundle says; for a bare ONNX file, what could be read from it.
         variant: The variant that was chosen.
+        choice: What `open_session` chose, and why nothing better; None of a session that was made otherwise.
     """
 
     def __init__(self, manifest: Manifest, variant: Variant, engines: Sequence[EngineSession]) -> None:
@@ -57,12 +55,13 @@ class FusionSession:
         """
         self.manifest = manifest
         self.variant = variant
+        self.choice: Choice | None = None
         self._engines = tuple(engines)
-        _check_engines(manifest, variant, self._engines)
+        check_engines(manifest, variant, self._engines)
         io = self._io = manifest.io
         self._results = tuple(o.name for o in io.result_outputs)
         self._passed_through = frozenset(o.name for o in io.outputs) & frozenset(i.name for i in io.inputs)
-        self._steps = _steps(io, variant, self._engines)
+        self._steps = make_steps(io, variant, self._engines)
         self._dtypes = tuple((i.name, _dtype(i)) for i in io.inputs)
         self._accepted: dict[tuple[tuple[int, ...], ...], bool] = {}
         """Shapes that passed `check_feed` -> whether they run in one go, not in chunks."""
@@ -71,6 +70,7 @@ class FusionSession:
         self._batched = tuple(i.name for i in io.inputs if self._batch and i.shape[:1] == (io.batch,))
         self._lock = threading.Lock()
         self._closed = False
+        self._lenders = lenders(self._engines)
         self._cache: StageCache | None = None
         self._direct = self._direct_call()
 
@@ -93,7 +93,7 @@ class FusionSession:
     def state(self) -> dict[str, np.ndarray]:
         """A copy of the kept states by input name; empty before the first call and after a reset."""
         with self._lock:
-            return {name: value.copy() for name, value in self._states.kept.items()} if self._states else {}
+            return {name: np.array(value) for name, value in self._states.kept.items()} if self._states else {}
 
     def reset_state(self) -> None:
         """Forgets the kept states: the next call starts from zeros. Without states it does nothing."""
@@ -137,7 +137,8 @@ class FusionSession:
         of samples: they run in chunks of N, the last one filled up with its last sample.
 
         Args:
-            feed: Input name -> C-contiguous array. Not changed, and not needed after the call.
+            feed: Input name -> C-contiguous array. Not changed, and not needed after the call. What an engine on a
+                GPU reads may be an array on that GPU (torch, cupy, `DeviceArray`): it is read where it is.
             changed: Modalities that are new since the call before, by whichever thread; the others are taken to
                 be the same without a look at them. Calls with marks follow one another. None compares, or runs
                 everything, as the session was opened.
@@ -168,6 +169,25 @@ class FusionSession:
         """
         seconds = {step.name: 0.0 for step in self._steps}
         return self._run(feed, seconds), seconds
+
+    def run_on_device(self, feed: Feed) -> dict[str, Any]:
+        """Returns the result outputs as arrays on the GPU (`edgemm.runtime.cuda.DeviceArray`), without waiting.
+
+        torch, cupy and others take them without a copy. Outputs of engines on the CPU are numpy arrays.
+
+        Args:
+            feed: As for `run`; of a model with a fixed batch of N exactly N samples.
+
+        Raises:
+            EdgemmError: As `run`.
+            BackendError: No engine of this session is on a GPU.
+        """
+        if not any(step.run_on_device for step in self._steps):
+            raise BackendError(
+                f"the variant '{self.variant.name}' runs on the CPU: nothing of it is on a GPU.",
+                hint="call run(), or open a variant for an NVIDIA target",
+            )
+        return self._run(feed, None, stay=True)
 
     def stream(self, *, clock: Callable[[], float] = monotonic, **policy: Any) -> Stream:
         """Returns a stream: sensors push samples into it, and sets of samples run through this session.
@@ -207,25 +227,27 @@ class FusionSession:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.io.feed_inputs, self.io.result_outputs))
         return f"<FusionSession {self.manifest.name} ({self.variant.name}): {inputs} -> {outputs}>"
 
-    def _run(self, feed: Feed, seconds: dict[str, float] | None) -> dict[str, np.ndarray]:
+    def _run(self, feed: Feed, seconds: dict[str, float] | None, *, stay: bool = False) -> dict[str, np.ndarray]:
         if self._closed:
             raise BundleError(f"the session on '{self.manifest.name}' is closed.", hint="open it again")
         if type(feed) is not dict and not isinstance(feed, Mapping):
             check_feed(self._io, feed)  # says that it is no mapping
         if self._cache is not None:
             self._cache.forget()  # marks are about the call before
+        if self._lenders:
+            feed = self._lent(feed)
         if self._states is not None:
             with self._lock:
                 values = self._states.complete(feed, self._check)
-                self._chain(values, seconds)
+                self._chain(values, seconds, stay=stay)
                 self._states.keep(values)
-                return self._take(values)
+                return self._take(values, stay=stay)
         self._check(feed)
         if not self._in_one_go(feed):
-            return self._run_chunks(feed, seconds)
+            return self._run_chunks(feed, seconds, stay=stay)
         values = dict(feed)
-        self._chain(values, seconds)
-        return self._take(values)
+        self._chain(values, seconds, stay=stay)
+        return self._take(values, stay=stay)
 
     def new_cache(self, mode: CacheMode, max_bytes: int = CACHE_BYTES) -> StageCache:
         """Returns a cache for `run_cached`, with states of its own."""
@@ -249,6 +271,8 @@ class FusionSession:
                 raise
 
     def _reuse(self, cache: StageCache, feed: Feed, changed: Collection[str] | None) -> dict[str, np.ndarray]:
+        if self._lenders:
+            feed = self._lent(feed)
         if cache.states is not None:
             values = cache.states.complete(feed, self._check)
             cache.chain(values, changed)
@@ -257,15 +281,27 @@ class FusionSession:
         self._check(feed)
         if not self._in_one_go(feed):
             cache.forget()
-            return self._run_chunks(feed, None)
+            return self._run_chunks(feed, None, stay=False)
         values = dict(feed)
         cache.chain(values, changed)
         return self._take(values)
+
+    def _lent(self, feed: Feed) -> Feed:
+        """Returns `feed` with arrays of other libraries on a GPU as ones that engines read in the right order."""
+        lent: dict[str, Any] = {
+            name: self._lenders[name](name, value)
+            for name, value in feed.items()
+            if name in self._lenders and type(value) is not np.ndarray and on_device(value)
+            if not isinstance(value, DeviceArray | LentArray)
+        }
+        return {**feed, **lent} if lent else feed
 
     def _check(self, feed: Feed) -> None:
         """Checks `feed` as `check_feed` does, quickly where the same shapes were accepted before."""
         if self._recognise(feed) is not None:
             return
+        if self._lenders:
+            feed = {name: _shown(value) for name, value in feed.items()}
         check_feed(self._io, feed)
         if len(feed) < len(self._dtypes):
             return  # a state was left out
@@ -296,30 +332,44 @@ class FusionSession:
         whole = set(step.inputs) == {name for name, _ in self._dtypes} and step.outputs == self._results
         return step.run if whole else None
 
-    def _chain(self, values: dict[str, np.ndarray], seconds: dict[str, float] | None) -> None:
+    def _chain(self, values: dict[str, Any], seconds: dict[str, float] | None, *, stay: bool = False) -> None:
         """Runs every engine over `values`, adds what they give and drops what is no longer needed."""
         for step in self._steps:
             given = {name: values[name] for name in step.inputs}
+            if self._lenders and step.run_on_device is None:
+                given = {name: _fetched(value) for name, value in given.items()}
+            call = step.run_on_device if stay and step.run_on_device is not None else step.run
             if seconds is None:
-                results = step.run(given)
+                results = call(given)
             else:
                 start = perf_counter()
-                results = step.run(given)
+                results = call(given)
+                if step.wait is not None:
+                    step.wait()
                 seconds[step.name] += perf_counter() - start
             values.update(zip(step.outputs, results, strict=True))
             for name in step.done:
                 del values[name]
 
-    def _take(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _take(self, values: Mapping[str, Any], *, stay: bool = False) -> dict[str, np.ndarray]:
         if self._passed_through:
-            return {n: values[n].copy() if n in self._passed_through else values[n] for n in self._results}
+            values = {n: _copied(values[n]) if n in self._passed_through else values[n] for n in self._results}
+        if self._lenders and not stay:
+            return {
+                n: values[n].numpy() if isinstance(values[n], DeviceArray) else values[n] for n in self._results
+            }
         return {name: values[name] for name in self._results}
 
-    def _run_chunks(self, feed: Feed, seconds: dict[str, float] | None) -> dict[str, np.ndarray]:
+    def _run_chunks(self, feed: Feed, seconds: dict[str, float] | None, *, stay: bool) -> dict[str, np.ndarray]:
         """Runs a feed of any number of samples on a model with a fixed batch."""
         size = self._batch
         samples = feed[self._batched[0]].shape[0]
         self._check_chunks(samples)
+        if stay or any(isinstance(value, DeviceArray | LentArray) for value in feed.values()):
+            raise DataError(
+                f"got {samples} samples; on the GPU, a model with a fixed batch takes exactly {size}.",
+                hint=f"give {size} samples at a time, or numpy arrays to run()",
+            )
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self._results}
         for start in range(0, samples, size):
             values = dict(feed)
@@ -345,61 +395,23 @@ class FusionSession:
                 )
 
 
+def _shown(value: Any) -> Any:
+    """Returns what the checks look at: of an array on the GPU one of its dtype and shape, which nobody fills."""
+    return np.empty(value.shape, host_dtype(value.dtype)) if isinstance(value, DeviceArray | LentArray) else value
+
+
+def _fetched(value: Any) -> Any:
+    return value.numpy() if isinstance(value, DeviceArray | LentArray) else value
+
+
+def _copied(value: Any) -> Any:
+    return value.value if isinstance(value, LentArray) else np.array(value)
+
+
 def _filled(part: np.ndarray, size: int) -> np.ndarray:
     """Returns `part` with its last row repeated until it has `size` rows."""
     lacking = size - part.shape[0]
     return np.concatenate([part, np.repeat(part[-1:], lacking, axis=0)]) if lacking else part
-
-
-def _steps(io: IOSpec, variant: Variant, engines: Sequence[EngineSession]) -> tuple[_Step, ...]:
-    """Returns the engine calls in order, each with the intermediate tensors that end there."""
-    kept = {o.name for o in io.outputs} | {i.name for i in io.inputs}
-    last: dict[str, int] = {}
-    for at, engine in enumerate(engines):
-        for spec in (*engine.inputs, *engine.outputs):
-            last[spec.name] = at
-    return tuple(
-        _Step(
-            entry.name,
-            engine.run,
-            tuple(i.name for i in engine.inputs),
-            tuple(o.name for o in engine.outputs),
-            tuple(name for name, end in last.items() if end == at and name not in kept),
-        )
-        for at, (entry, engine) in enumerate(zip(variant.engines, engines, strict=True))
-    )
-
-
-def _check_engines(manifest: Manifest, variant: Variant, engines: Sequence[EngineSession]) -> None:
-    """Refuses engines whose own signature is not what the manifest says."""
-    inputs = {i.name: i for i in manifest.io.inputs}
-    outputs = {o.name: o for o in manifest.io.outputs}
-    for entry, engine in zip(variant.engines, engines, strict=True):
-        for kind, actual, said in (
-            ("takes", engine.inputs, entry.inputs),
-            ("gives", engine.outputs, entry.outputs),
-        ):
-            names = [a.name for a in actual]
-            if sorted(names) != sorted(said):
-                raise BundleError(
-                    f"engine '{entry.name}' {kind} {', '.join(names)}; the manifest says {', '.join(said)}.",
-                    hint="the bundle was put together wrongly; convert the model again",
-                )
-        for spec, known in [(i, inputs.get(i.name)) for i in engine.inputs] + [
-            (o, outputs.get(o.name)) for o in engine.outputs
-        ]:
-            if known is not None and not _fits(known, spec):
-                raise BundleError(
-                    f"engine '{entry.name}' has {spec}; the manifest says {known}.",
-                    hint="the bundle was put together wrongly; convert the model again",
-                )
-
-
-def _fits(known: TensorSpec, spec: TensorSpec) -> bool:
-    """True when dtype, rank and every size that both fix are the same."""
-    return (known.dtype, len(known.shape)) == (spec.dtype, len(spec.shape)) and all(
-        a == b for a, b in zip(known.shape, spec.shape, strict=True) if isinstance(a, int) and isinstance(b, int)
-    )
 
 
 def _dtype(spec: TensorSpec) -> np.dtype[Any]:

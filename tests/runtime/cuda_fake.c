@@ -81,6 +81,8 @@ static int entered(const char *name, int number) {
 static int fail(int code) { if (code && code != NOT_READY) last_error = code; pthread_mutex_unlock(&mutex); return code; }
 #define ENTER(number) pthread_mutex_lock(&mutex); { int code_ = entered(__func__, number); if (code_) return fail(code_); }
 #define LEAVE(code) return fail(code)
+/* what frees does so on a lost GPU, too, and says that it is lost: programs free in any case */
+#define ENTER_FREE pthread_mutex_lock(&mutex); { int code_ = entered(__func__, 0); if (code_ && code_ != lost) return fail(code_); }
 
 static int is_stream(cudaStream_t s) {
     if ((uintptr_t)s <= 2) { violate("the default stream is used"); return 0; }
@@ -201,10 +203,10 @@ cudaError_t cudaMemGetInfo(size_t *free_, size_t *total) {
     LEAVE(OK);
 }
 cudaError_t cudaMalloc(void **pointer, size_t size) { ENTER(0) if (spoils()) LEAVE(CAPTURING); *pointer = allocate(size, 0); LEAVE(*pointer ? OK : MEMORY); }
-cudaError_t cudaFree(void *pointer) { ENTER(0) if (spoils()) LEAVE(CAPTURING); release_memory(pointer, 0); LEAVE(OK); }
+cudaError_t cudaFree(void *pointer) { ENTER_FREE if (spoils()) LEAVE(CAPTURING); release_memory(pointer, 0); LEAVE(lost); }
 cudaError_t cudaHostAlloc(void **pointer, size_t size, unsigned int flags) { ENTER((int)flags) if (spoils()) LEAVE(CAPTURING); *pointer = allocate(size, 1); LEAVE(*pointer ? OK : MEMORY); }
 cudaError_t cudaHostGetDevicePointer(void **device, void *host, unsigned int flags) { ENTER((int)flags) if (!memory_at(host, 1)) LEAVE(INVALID); *device = host; LEAVE(OK); }
-cudaError_t cudaFreeHost(void *pointer) { ENTER(0) if (spoils()) LEAVE(CAPTURING); release_memory(pointer, 1); LEAVE(OK); }
+cudaError_t cudaFreeHost(void *pointer) { ENTER_FREE if (spoils()) LEAVE(CAPTURING); release_memory(pointer, 1); LEAVE(lost); }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind, cudaStream_t s) {
     ENTER((int)kind)
     if (!is_stream(s)) LEAVE(HANDLE);
@@ -223,7 +225,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *made, unsigned int flags) {
     streams = *made;
     LEAVE(OK);
 }
-cudaError_t cudaStreamDestroy(cudaStream_t s) { ENTER(0) if (!is_stream(s)) LEAVE(HANDLE); run_all(s); s->live = 0; LEAVE(OK); }
+cudaError_t cudaStreamDestroy(cudaStream_t s) { ENTER_FREE if (!is_stream(s)) LEAVE(HANDLE); run_all(s); s->live = 0; LEAVE(lost); }
 cudaError_t cudaStreamSynchronize(cudaStream_t s) { ENTER(0) if (!is_stream(s)) LEAVE(HANDLE); if (s->capture) { s->spoiled = 1; LEAVE(CAPTURING); } run_all(s); LEAVE(lost); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned int flags) {
     ENTER((int)flags)
@@ -238,7 +240,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *made, unsigned int flags) {
     events = *made;
     LEAVE(OK);
 }
-cudaError_t cudaEventDestroy(cudaEvent_t e) { ENTER(0) if (!is_event(e)) LEAVE(HANDLE); e->live = 0; LEAVE(OK); }
+cudaError_t cudaEventDestroy(cudaEvent_t e) { ENTER_FREE if (!is_event(e)) LEAVE(HANDLE); e->live = 0; LEAVE(lost); }
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     ENTER(0)
     if (!is_stream(s) || !is_event(e)) LEAVE(HANDLE);
@@ -301,8 +303,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
     for (struct Op *op = exec->ops.first; op; op = op->next) put(s, *op);
     LEAVE(OK);
 }
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) { ENTER(0) if (!graph->live) { violate("a graph is destroyed twice"); LEAVE(HANDLE); } graph->live = 0; drop(&graph->ops); live_graphs--; LEAVE(OK); }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { ENTER(0) if (!exec->live) { violate("a graph is destroyed twice"); LEAVE(HANDLE); } exec->live = 0; drop(&exec->ops); live_execs--; LEAVE(OK); }
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { ENTER_FREE if (!graph->live) { violate("a graph is destroyed twice"); LEAVE(HANDLE); } graph->live = 0; drop(&graph->ops); live_graphs--; LEAVE(lost); }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { ENTER_FREE if (!exec->live) { violate("a graph is destroyed twice"); LEAVE(HANDLE); } exec->live = 0; drop(&exec->ops); live_execs--; LEAVE(lost); }
 
 /* --- the driver --- */
 
@@ -334,6 +336,14 @@ void fake_live(int *found) {
     for (struct CUevent_st *e = events; e; e = e->next) found[3] += e->live;
     found[4] = live_graphs;
     found[5] = live_execs;
+    pthread_mutex_unlock(&mutex);
+}
+void fake_purge(void) { /* forgets what is live, so that one test's leak is not the next one's */
+    pthread_mutex_lock(&mutex);
+    for (struct CUstream_st *s = streams; s; s = s->next) { s->live = 0; drop(&s->queue); }
+    for (struct CUevent_st *e = events; e; e = e->next) e->live = 0;
+    memories = NULL;
+    live_graphs = live_execs = 0;
     pthread_mutex_unlock(&mutex);
 }
 void fake_reset(void) {

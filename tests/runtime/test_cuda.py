@@ -437,8 +437,13 @@ def test_cuda_array_interface_of_an_array(cuda: Cuda, parts: Any, fake: FakeCuda
     said = array.__cuda_array_interface__
     assert fake.pending(parts[0].handle) <= 1  # it is computed: the consumer need not wait
     assert said == {
-        "shape": (2, 3), "typestr": "<f4", "data": (array.pointer, False), "strides": None, "stream": None, "version": 3
-    }  # fmt: skip
+        "shape": (2, 3),
+        "typestr": "<f4",
+        "data": (array.pointer, False),
+        "strides": None,
+        "stream": None,
+        "version": 3,
+    }
     seen = np.frombuffer((ctypes.c_char * 24).from_address(said["data"][0]), np.float32)
     np.testing.assert_array_equal(seen.reshape(2, 3), VALUES)
     del array

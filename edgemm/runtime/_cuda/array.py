@@ -28,22 +28,22 @@ class Reader:
         self._stream: Stream | None = None
         self._closed = False
 
-    def read(self, block: Block, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """Returns a copy of what is in `block` after its event `written`.
+    def read(self, array: DeviceArray | LentArray) -> np.ndarray:
+        """Returns a copy of `array` when it is computed.
 
         Raises:
             BackendError: What computes it failed, or the copy.
         """
-        size = prod(shape) * storage(dtype).itemsize
+        size = array.nbytes
         with self._lock, self._cuda.active():
             try:
                 stream = self._stream = self._stream or Stream(self._cuda)
                 pinned = self._pool.take(size)
                 try:
-                    stream.wait(block.written)
-                    self._cuda.copy(pinned.address, block.pointer, size, TO_HOST, stream)
+                    array.before(stream)
+                    self._cuda.copy(pinned.address, array.pointer, size, TO_HOST, stream)
                     stream.synchronize()
-                    return from_bytes(pinned, shape, dtype)
+                    return from_bytes(pinned, array.shape, array.dtype)
                 finally:
                     self._pool.give(pinned)
             finally:
@@ -122,7 +122,7 @@ class DeviceArray:
         Raises:
             BackendError: What computes it failed, or the copy.
         """
-        return self._reader.read(self._block, self.shape, self.dtype)
+        return self._reader.read(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Returns `numpy()`: a copy, always."""
@@ -240,6 +240,18 @@ class LentArray:
     def before(self, stream: Stream) -> None:
         """Lets what comes on `stream` wait until it is computed."""
         stream.wait(self._ready)
+
+    def numpy(self) -> np.ndarray:
+        """Returns a copy on the host, for engines that are there.
+
+        Raises:
+            BackendError: CUDA fails.
+        """
+        reader = Reader(self._ready.cuda)
+        try:
+            return reader.read(self)
+        finally:
+            reader.close()
 
     def __del__(self) -> None:
         ready = getattr(self, "_ready", None)

@@ -147,7 +147,7 @@ class Pool:
         try:
             block.wait_on_host()
         except BackendError as error:
-            _log.warning("%s", error)
+            _log.warning("%s", str(error))
         block.close()
 
 
