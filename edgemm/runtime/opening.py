@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from edgemm.runtime import cuda
 from edgemm.runtime._trt.built import built_engines
 from edgemm.runtime._trt.engines import Gpu
 from edgemm.runtime.cache import CACHE_BYTES, CacheMode, check_mode
+from edgemm.runtime.chain import device_outputs
 from edgemm.runtime.choice import (
     AUTO,
     ON_CPU,
@@ -220,7 +221,7 @@ def _open_engines(
     folder: Path, manifest: Manifest, entries: Sequence[EngineEntry], threads: int
 ) -> list[EngineSession]:
     base = SessionOptions(threads=threads, spinning=len(entries) == 1, cache=folder / CACHE)
-    kept = _outputs_kept_on_device(manifest, entries)
+    kept = device_outputs(manifest.io, entries)
     engines: list[EngineSession] = []
     try:
         for entry in entries:
@@ -231,14 +232,6 @@ def _open_engines(
             engine.close()
         raise
     return engines
-
-
-def _outputs_kept_on_device(manifest: Manifest, entries: Sequence[EngineEntry]) -> Mapping[str, frozenset[str]]:
-    """Returns engine name -> outputs that only later TensorRT engines read: these need not leave the GPU."""
-    wanted = {o.name for o in manifest.io.outputs}
-    wanted |= {name for e in entries if e.backend != TENSORRT for name in e.inputs}
-    read = {name for e in entries for name in e.inputs}
-    return {e.name: frozenset(read & set(e.outputs) - wanted) for e in entries if e.backend == TENSORRT}
 
 
 def _open_onnx(file: Path, target: str, options: SessionOptions) -> FusionSession:
