@@ -1,4 +1,4 @@
-"""A fusion model on TensorRT engines: what is between them stays on the GPU; encoders do not wait for each other."""
+"""A fusion model on TensorRT engines: what is between them stays on the GPU; no encoder waits for another one."""
 
 from __future__ import annotations
 
