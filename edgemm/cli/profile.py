@@ -124,14 +124,17 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         if sys.stderr.isatty():
             click.echo(f"measuring {file} ...", err=True)
         times = _measure(session, feeds, options)
-        backend = sys.modules.get(session.variant.backend)
+        choice = session.choice
+        runs_on = choice.backend if choice is not None else session.variant.backend
         return {
             "file": str(file),
             "variant": session.variant.name,
             "target": session.variant.target,
             "layout": session.variant.layout,
-            "backend": session.variant.backend,
-            "backend_version": getattr(backend, "__version__", None),
+            "backend": runs_on,
+            "backend_version": getattr(sys.modules.get(_package(runs_on, session)), "__version__", None),
+            "choice": choice and choice.to_json(),
+            "instead_of": _instead_of(session),
             "threads": options["threads"],
             "machine": describe_machine().to_json(),
             "machine_summary": describe_machine().summary(),
@@ -145,6 +148,22 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             "peak_memory_mb": peak_memory() / 2**20,
             "baseline_memory_mb": baseline / 2**20,
         }
+
+
+def _package(backend: str, session: FusionSession) -> str:
+    """Returns the import name of what runs a session."""
+    if backend.startswith("ort-"):
+        return "onnxruntime"
+    modules = {str(e.options["module"]) for e in session.variant.engines if "module" in e.options}
+    return modules.pop() if backend == "tensorrt" and len(modules) == 1 else backend
+
+
+def _instead_of(session: FusionSession) -> str | None:
+    """Returns what the variant was made for, where something else runs it: its times say nothing of that."""
+    choice, variant = session.choice, session.variant
+    if choice is None or choice.backend == variant.backend:
+        return None
+    return f"{variant.backend} on {variant.target}"
 
 
 def _feeds(session: FusionSession, options: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -262,8 +281,10 @@ def render(report: Mapping[str, Any]) -> str:
         f"{click.style(report['file'], bold=True)} · {report['variant']} · {backend} · {threads}",
         report["machine_summary"],
         _inputs(report),
-        "",
     ]
+    if report["instead_of"]:
+        lines.append(f"not the times of this variant, which is for {report['instead_of']}: see `edgemm doctor`")
+    lines.append("")
     names = [_stage_name(stage) for stage in report["stages"]]
     rows = [_row(name, stage) for name, stage in zip(names, report["stages"], strict=True)]
     rows.append(_row("end to end", report["end_to_end"]))

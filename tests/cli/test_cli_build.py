@@ -167,3 +167,15 @@ def test_doctor_tells_of_a_bundle_that_does_not_run(
     assert result.code == 0, result.err
     assert "nothing in this bundle runs here" in result.out
     assert "no bfloat16 arithmetic" in result.out
+
+
+def test_profile_tells_when_a_variant_is_run_by_something_else(edgemm: Any, bundle: Path) -> None:
+    result = edgemm("profile", bundle, "--variant", "rtx-ampere-int8", "--runs", "5")
+    assert result.code == 0, result.err
+    said = "not the times of this variant, which is for tensorrt on rtx-ampere: see `edgemm doctor`"
+    assert said in result.out
+    report = edgemm("profile", bundle, "--variant", "rtx-ampere-int8", "--runs", "5", "--json").json
+    assert (report["backend"], report["instead_of"]) == ("onnxruntime", "tensorrt on rtx-ampere")
+    assert report["choice"]["passed_over"][0]["backend"] == "tensorrt"
+    assert report["backend_version"]
+    assert "not the times" not in edgemm("profile", bundle, "--runs", "5").out
