@@ -24,7 +24,7 @@ import numpy as np
 
 AT_HWCAP, AT_HWCAP2 = 16, 26
 HWCAP = {"asimddp": 1 << 20, "asimdhp": 1 << 10, "sve": 1 << 22}
-HWCAP2 = {"i8mm": 1 << 13, "bf16": 1 << 14}
+HWCAP2 = {"i8mm": 1 << 13, "bf16": 1 << 14, "sme": 1 << 23}
 
 
 def import_device_side() -> tuple[list[str], list[str]]:

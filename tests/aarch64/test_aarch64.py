@@ -89,7 +89,7 @@ def test_it_is_the_board_that_it_says_it_is(ran: Ran, made: Made) -> None:
     assert machine["jetson"] is None
     assert machine["memory_mb"] > 0
     told = set(ran.facts["instructions"])
-    assert told == {name for name in ("asimddp", "asimdhp", "sve", "i8mm", "bf16") if name in flags}
+    assert told == {name for name in ("asimddp", "asimdhp", "sve", "i8mm", "bf16", "sme") if name in flags}
     for package in ("numpy", "onnxruntime"):
         assert ran.facts[package] == made.here[package]
 
