@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from edgemm.backends.targets import Target, module_version
@@ -36,6 +35,7 @@ from edgemm.pipeline.tensorrt_graphs import (
     in_words,
     objection,
     refusal,
+    rehearsals,
     tally,
     warnings,
     write_graphs,
@@ -166,7 +166,7 @@ class TrtContest:
         findings = {graph.stage.name: graph.check(target) for graph in made}
         if (problem := objection(findings)) is not None:
             return refusal(variant, problem)
-        variant = replace(variant, accuracy=self._scored(proposal, variant, files))
+        variant = replace(variant, accuracy=self._scored(proposal, variant, made))
         if (problem := inaccurate(self.recipe, variant.accuracy)) is not None:
             return refusal(variant, problem)
         outcome = Outcome((variant,), files, {}, self._precision(proposal), lint={variant.name: tally(findings)})
@@ -225,19 +225,20 @@ class TrtContest:
         return self._graphs[key][1]
 
     def _scored(
-        self, proposal: TrtProposal, variant: Variant, files: Mapping[str, Path]
+        self, proposal: TrtProposal, variant: Variant, made: Sequence[PlannedGraph]
     ) -> Mapping[str, Any] | None:
-        """Returns the accuracy of the graphs as they ship; None without evaluation samples."""
+        """Returns the accuracy of the graphs that ship; None without evaluation samples."""
         if not self._scorers:
             return None
         key = id(proposal)
         if key not in self._accuracy:
             with self.clock("verify"):
-                self._accuracy[key] = self._measured(variant, files)
+                self._accuracy[key] = self._measured(variant, made)
         return self._accuracy[key]
 
-    def _measured(self, variant: Variant, files: Mapping[str, Path]) -> Mapping[str, Any]:
-        session = self.bench.open(Candidate(simulated(variant), files))
+    def _measured(self, variant: Variant, made: Sequence[PlannedGraph]) -> Mapping[str, Any]:
+        candidate = Candidate(simulated(variant), rehearsals(variant, made, self.bench.folder))
+        session = self.bench.open(candidate)
         accuracy: dict[str, Any] = {}
         blank: dict[str, Any] = {}
         for name, scorer in self._scorers:
@@ -247,7 +248,7 @@ class TrtContest:
                 blank[name] = found
             else:
                 accuracy = found
-        self.bench.close_one(session)
+        self.bench.discard(session, candidate)
         more = {"budget": self.recipe.evaluate.max_drop, "simulated": True}
         return accuracy | more | ({"blank": blank} if blank else {})
 

@@ -34,6 +34,7 @@ from edgemm.pipeline.shapes import Shapes
 from edgemm.pipeline.tensorrt_plans import TrtProposal
 from edgemm.quant.plan import FLOAT
 from edgemm.quant.tensorrt.apply import apply_tensorrt
+from edgemm.quant.tensorrt.rehearse import rehearse
 from edgemm.runtime._trt.engines import engine_key, engine_path
 
 _numbers = itertools.count()
@@ -112,6 +113,18 @@ def _precisions(model: ir.Model) -> tuple[str, ...]:
             str(dtype.numpy()) for v in values if (dtype := v.const_value.dtype if v.const_value else v.dtype)
         }
     return tuple(sorted(name for name, dtype in PRECISIONS.items() if dtype in found))
+
+
+def rehearsals(variant: Variant, made: Sequence[PlannedGraph], folder: Path) -> dict[str, Path]:
+    """Returns the graphs of a variant by their path in the bundle, written to `folder` in a form for this CPU."""
+    files = {}
+    for listed, graph in zip(variant.engines, made, strict=True):
+        file = folder / f"rehearsal-{next(_numbers)}.onnx"
+        with graphs.room_in(folder, f"a copy of the graph of '{graph.stage.name}'"):
+            graphs.write_mapped(rehearse(graphs.load(graph.file)), file)
+        files[listed.file] = file
+        give_back_memory(4 * graph.stage.parameters)
+    return files
 
 
 def entry(graph: PlannedGraph, variant: str, target: Target) -> EngineEntry:
