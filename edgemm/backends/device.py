@@ -132,7 +132,7 @@ def build_missing(
     path, watch, options = Path(path), watch or Watch(), dict(options or {})
     _check_options(options)
     manifest = read_manifest(path)
-    gpu = _gpu(target)
+    gpu = _gpu(target, manifest)
     chosen = _variants(path, manifest, target, variant, gpu)
     verify(path, manifest)
     versions = {name: str(load_module(name).__version__) for name in dict.fromkeys(map(module_of, chosen))}
@@ -163,10 +163,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
             )
 
 
-def _gpu(target: str) -> Gpu:
+def _gpu(target: str, manifest: Manifest) -> Gpu:
     """Returns what engines are for: the GPU at hand, or the compute capability of a target with TensorRT-RTX."""
     if target == AUTO:
-        return cuda.find_gpu()
+        anywhere = [v.target for v in manifest.shipped if module_of(v) == RTX]
+        otherwise = f"; without a GPU: edgemm build --target {anywhere[0]}" if anywhere else ""
+        return _gpu_at_hand("", otherwise)
     found = find_target(target)
     if found.kind not in ("rtx", "jetson"):
         raise BackendError(
@@ -175,13 +177,22 @@ def _gpu(target: str) -> Gpu:
         )
     if found.module == RTX and found.sm is not None:
         return Gpu(found.name, found.sm, 0, 0, integrated=False)
-    gpu = cuda.find_gpu()
+    gpu = _gpu_at_hand(
+        f"engines for '{found.name}' are built on one: ", "; or copy the bundle there and build there"
+    )
     if gpu.sm != found.sm:
         raise UnsupportedDeviceError(
             f"engines for '{found.name}' (SM {found.sm}) are built on one; here is '{gpu.name}' (SM {gpu.sm}).",
             hint="copy the bundle there and build it there, or use --target auto for this GPU",
         )
     return gpu
+
+
+def _gpu_at_hand(before: str, otherwise: str) -> Gpu:
+    try:
+        return cuda.find_gpu()
+    except UnsupportedDeviceError as error:
+        raise UnsupportedDeviceError(f"{before}{error}", hint=f"{error.hint}{otherwise}") from error
 
 
 def _variants(path: Path, manifest: Manifest, target: str, name: str | None, gpu: Gpu) -> list[Variant]:

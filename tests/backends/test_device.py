@@ -208,9 +208,24 @@ def test_graph_that_changes_meanwhile_gives_no_engine(
     assert engines_in(bundle) == []
 
 
-def test_no_gpu_and_no_tensorrt(bundle: Path, on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnsupportedDeviceError):
+def no_gpu(device: int = 0) -> Gpu:
+    raise UnsupportedDeviceError("no GPU here.", hint="get one")
+
+
+def test_no_gpu_and_no_tensorrt(bundle: Path, tmp_path: Path, on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "find_gpu", no_gpu)
+    with pytest.raises(UnsupportedDeviceError, match=r"^no GPU here") as caught:
         build_missing(bundle)
+    assert caught.value.hint == "get one"
+    with pytest.raises(
+        UnsupportedDeviceError, match="engines for 'jetson-orin-nano' are built on one: no GPU"
+    ) as e:
+        build_missing(bundle, target="orin-nano")
+    assert e.value.hint == "get one; or copy the bundle there and build there"
+    both = planned_bundle(tmp_path / "both.edgemm", JETSON | AMPERE)
+    with pytest.raises(UnsupportedDeviceError) as caught:
+        build_missing(both)
+    assert caught.value.hint == "get one; without a GPU: edgemm build --target rtx-ampere"
     on(ORIN)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingExtraError, match="the package 'tensorrt' is needed"):
