@@ -9,7 +9,7 @@ RTX := $(VENV)/.rtx
 RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/backends/test_device_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py \
 	tests/pipeline/test_tensorrt_engines.py
 
-.PHONY: setup demo demo-rtx test test-slow test-rtx test-aarch64 check format bench clean help
+.PHONY: setup demo demo-rtx test test-slow test-rtx test-gpu test-aarch64 check format bench clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -50,6 +50,9 @@ $(RTX): $(STAMP)
 
 test-rtx: $(RTX)  ## build engines with the real TensorRT-RTX, which needs no GPU for that
 	$(BIN)/pytest $(RTX_TESTS)
+
+test-gpu: $(STAMP)  ## on a machine with an NVIDIA GPU: the runtime, and every variant against the CPU, with times
+	$(BIN)/pytest -m gpu -rs -s tests/gpu
 
 test-aarch64: $(DEMO)  ## run the device side on arm64 Python, emulated: as on Raspberry Pi, Orin and Thor
 	$(BIN)/pytest -m aarch64 tests/aarch64
