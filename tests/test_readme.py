@@ -84,11 +84,13 @@ def test_quickstart_runs_from_top_to_bottom(folder: Path) -> None:
     assert all(told.values())
     with np.load(folder / "outputs.npz") as outputs:
         assert outputs["logits"].shape == (40, 10)
-    first, second = blocks("python")
+    first, second, third, *_ = blocks("python")
     accuracy = run(folder, [sys.executable, "-c", first])
     assert "'metric': 'accuracy'" in accuracy
     assert "'samples': 40" in accuracy
     assert re.fullmatch(r"\[\d \d \d\]\n", run(folder, [sys.executable, "-c", ARRAYS + second]))
+    reused = run(folder, [sys.executable, "-c", ARRAYS + third])
+    assert re.search(r"^CacheInfo\(.*\)\n\[\d\] \{'image': 0.0, 'audio': ", reused)
     entries = re.findall(r"^      (\S+)  ", README, re.MULTILINE)
     assert {"manifest.json", "recipe.json"} <= set(entries)
     shown = {entry.split("/")[0] for entry in entries}
