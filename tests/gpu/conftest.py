@@ -43,7 +43,6 @@ def build(gpu: Gpu, module: str, tmp_path: Path) -> Build:
     from trt_graphs import write
 
     from edgemm.backends.targets import RTX_SMS
-
     from edgemm.backends.tensorrt import BuildOptions, BuildRequest, build_engine, make_profiles
     from edgemm.runtime.onnx_signature import read_signature
 
