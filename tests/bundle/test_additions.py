@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -143,31 +144,51 @@ def test_failure_half_way_takes_back_what_was_placed(bundle: Path, monkeypatch: 
     assert tree(bundle) == before
 
 
-CRASH = textwrap.dedent(
-    """
-    import os, sys
-    from pathlib import Path
-    from edgemm.bundle import add_files
+POWER_CUTS = """
+import json, os, shutil, sys
+from pathlib import Path
+from edgemm.bundle import add_files, read_manifest, verify
 
-    left = [int(sys.argv[2])]
+bundle, saved, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 
-    def crashing(name):
-        real = getattr(os, name)
+def cut_after(steps):
+    left = [steps]
 
+    def cutting(real):
         def call(*args, **kwargs):
             if left[0] == 0:
                 os._exit(9)
             left[0] -= 1
             return real(*args, **kwargs)
 
-        setattr(os, name, call)
+        return call
 
     for name in ("replace", "fsync", "mkdir", "unlink", "rmdir"):
-        crashing(name)
-    files = {name: b"rebuilt" for name in sys.argv[3:]}
-    add_files(Path(sys.argv[1]), files)
-    """
-)
+        setattr(os, name, cutting(getattr(os, name)))
+
+def in_a_process_of_its_own(steps):
+    child = os.fork()
+    if child == 0:
+        cut_after(steps)
+        add_files(bundle, {name: b"rebuilt" for name in names})
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+seen, steps, code = [], 0, 9
+while code == 9:
+    shutil.rmtree(bundle)
+    shutil.copytree(saved, bundle)
+    code = in_a_process_of_its_own(steps)
+    manifest = read_manifest(bundle)
+    verify(bundle, manifest)
+    seen.append([(bundle / name).read_text() for name in names if name in manifest.files])
+    again = add_files(bundle, {"plans/x.json": b"x"})  # clears what was left behind
+    verify(bundle, again)
+    files = sorted(p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file())
+    assert files == sorted([*again.files, "manifest.json"]), files
+    steps += 1
+print(json.dumps({"seen": seen, "code": code}))
+"""
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["new", "replaced"])
@@ -175,26 +196,14 @@ def test_power_cut_at_any_step_leaves_a_bundle_that_verifies(bundle: Path, repla
     if replaced:
         add_files(bundle, NEW)
     saved = bundle.with_suffix(".saved")
-    subprocess.run(["cp", "-a", bundle, saved], check=True)
-    seen, steps = set(), 0
-    while True:
-        subprocess.run(["rm", "-rf", bundle], check=True)
-        subprocess.run(["cp", "-a", saved, bundle], check=True)
-        done = subprocess.run([sys.executable, "-c", CRASH, bundle, str(steps), *NEW], capture_output=True)
-        manifest = read_manifest(bundle)
-        verify(bundle, manifest)
-        listed = NEW.keys() & manifest.files.keys()
-        seen.add(tuple((bundle / name).read_bytes() for name in sorted(listed)))
-        if done.returncode == 0:
-            break
-        assert done.returncode == 9, done.stderr
-        again = add_files(bundle, {PLAN: b"x"})  # clears what was left behind
-        verify(bundle, again)
-        assert tree(bundle) == sorted([*again.files, "manifest.json"])
-        steps += 1
-    assert steps > 8
-    old = tuple(NEW[name] for name in sorted(NEW)) if replaced else ()
-    assert seen == {old, (b"rebuilt", b"rebuilt")} | ({()} if replaced else set())
+    shutil.copytree(bundle, saved)
+    done = subprocess.run([sys.executable, "-c", POWER_CUTS, bundle, saved, *NEW], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["code"] == 0
+    assert len(found["seen"]) > 8
+    old = tuple(content.decode() for content in NEW.values()) if replaced else ()
+    assert {tuple(contents) for contents in found["seen"]} == {old, ("rebuilt", "rebuilt"), ()}
 
 
 def test_processes_that_add_at_once_wait_for_each_other(bundle: Path) -> None:
