@@ -50,6 +50,7 @@ def open_session(
     build: bool = False,
     cache: CacheMode = "auto",
     cache_bytes: int = CACHE_BYTES,
+    options: SessionOptions | None = None,
 ) -> FusionSession:
     """Returns a session on a bundle or a bare ONNX file.
 
@@ -75,6 +76,8 @@ def open_session(
             which the first calls measure. `"marks"`: `run(feed, changed=...)` says so. `"off"`: nothing, every
             engine runs. What is reused is exact in every mode. Of a model that is one engine, nothing can be.
         cache_bytes: The most that is held for it; see `FusionSession.cache_info`.
+        options: What else engines are opened with: which GPU, CUDA graphs, weight streaming. Spinning, the cache's
+            folder and what stays on the GPU are decided here.
 
     Raises:
         BundleError: No such bundle, a damaged or unsafe one, or one without such a target or variant.
@@ -87,24 +90,26 @@ def open_session(
         raise BackendError(f"threads: got {threads}, expected 0 or more.", hint="0 lets the backend decide")
     check_mode(cache, cache_bytes)
     path = Path(path)
-    session = _open(path, target, threads or 0, variant, build=build)
+    given = options or SessionOptions()
+    given = replace(given, threads=given.threads if threads is None else threads)
+    session = _open(path, target, given, variant, build=build)
     session.use_cache(cache, cache_bytes)
     if cache in ("content", "marks") and (note := session.cache_info().note):
         _log.warning("%s: cache='%s' does nothing: %s", path, cache, note)
     return session
 
 
-def _open(path: Path, target: str, threads: int, variant: str | None, *, build: bool) -> FusionSession:
+def _open(path: Path, target: str, options: SessionOptions, variant: str | None, *, build: bool) -> FusionSession:
     if path.is_file():
-        return _open_onnx(path, target, SessionOptions(threads=threads, spinning=True))
+        return _open_onnx(path, target, replace(options, spinning=True))
     manifest = read_manifest(path)
     queue = candidates(manifest, target, variant, build=build)
     verify(path, manifest)
     failed: list[tuple[Candidate, EdgemmError]] = []
-    gpu = _GpuAtHand()
+    gpu = _GpuAtHand(options.device)
     for candidate in queue:
         try:
-            session = _open_candidate(path, manifest, candidate, threads, gpu)
+            session = _open_candidate(path, manifest, candidate, options, gpu)
         except EdgemmError as error:
             if not _may_go_on(candidate, error):
                 raise
@@ -132,13 +137,15 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: in
         BundleError: An engine takes or gives something else than the manifest says.
         MissingExtraError: The backend of the variant is not installed.
     """
-    return _open_candidate(folder, manifest, Candidate(variant, variant.backend), threads, _GpuAtHand())
+    options = SessionOptions(threads=threads)
+    return _open_candidate(folder, manifest, Candidate(variant, variant.backend), options, _GpuAtHand())
 
 
 class _GpuAtHand:
-    """The first GPU of this machine, looked for once: looking takes longer than opening a small bundle."""
+    """A GPU of this machine, looked for once: looking takes longer than opening a small bundle."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: int = 0) -> None:
+        self._device = device
         self._found: Gpu | UnsupportedDeviceError | None = None
 
     def __call__(self) -> Gpu:
@@ -149,7 +156,7 @@ class _GpuAtHand:
         """
         if self._found is None:
             try:
-                self._found = cuda.find_gpu()
+                self._found = cuda.find_gpu(self._device)
             except UnsupportedDeviceError as error:
                 self._found = error
         if isinstance(self._found, UnsupportedDeviceError):
@@ -158,7 +165,7 @@ class _GpuAtHand:
 
 
 def _open_candidate(
-    folder: Path, manifest: Manifest, candidate: Candidate, threads: int, gpu: _GpuAtHand
+    folder: Path, manifest: Manifest, candidate: Candidate, options: SessionOptions, gpu: _GpuAtHand
 ) -> FusionSession:
     variant, files = candidate.variant, {}
     if candidate.needs_gpu:
@@ -177,7 +184,7 @@ def _open_candidate(
     engines = tuple(
         replace(e, file=files.get(e.name, e.file), backend=_backend_of(e, candidate)) for e in variant.engines
     )
-    session = _chain(manifest, variant, _open_engines(folder, manifest, engines, threads))
+    session = _chain(manifest, variant, _open_engines(folder, manifest, engines, options))
     opened = tuple(e.file for e in engines)
     session.choice = Choice(variant.name, candidate.backend, candidate.build, opened)
     return session
@@ -218,15 +225,15 @@ def _chain(manifest: Manifest, variant: Variant, engines: list[EngineSession]) -
 
 
 def _open_engines(
-    folder: Path, manifest: Manifest, entries: Sequence[EngineEntry], threads: int
+    folder: Path, manifest: Manifest, entries: Sequence[EngineEntry], options: SessionOptions
 ) -> list[EngineSession]:
-    base = SessionOptions(threads=threads, spinning=len(entries) == 1, cache=folder / CACHE)
+    base = replace(options, spinning=len(entries) == 1, cache=folder / CACHE)
     kept = device_outputs(manifest.io, entries)
     engines: list[EngineSession] = []
     try:
         for entry in entries:
-            options = replace(base.for_engine(entry.options), device_outputs=kept.get(entry.name, frozenset()))
-            engines.append(session_class(entry.backend)(folder / entry.file, options))
+            asked = replace(base.for_engine(entry.options), device_outputs=kept.get(entry.name, frozenset()))
+            engines.append(session_class(entry.backend)(folder / entry.file, asked))
     except BaseException:
         for engine in engines:
             engine.close()
