@@ -23,7 +23,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from edgemm.errors import DataError, did_you_mean
-from edgemm.runtime.cache_gauge import Gauge, Step, comparing_cost, same_bytes
+from edgemm.runtime.cache_gauge import Gauge, comparing_cost, same_bytes
+from edgemm.runtime.chain import Step
 from edgemm.runtime.state import StateStore
 from edgemm.tensors import IOSpec
 
@@ -156,7 +157,7 @@ class StageCache:
             if outputs is not None and outputs.inputs == key:
                 reused.append(at)
             else:
-                given = {name: values[name] for name in step.inputs}
+                given = step.given(values)
                 arrays = tuple(gauge.run(at, given) if gauge is not None else step.run(given))
                 outputs = _Outputs(key, next(self._versions), arrays, sum([a.nbytes for a in arrays]))
             for name, array in zip(step.outputs, outputs.arrays, strict=True):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+
+from edgemm.runtime.chain import Step
 
 TRIALS = 3
 """Runs of each engine after which `"auto"` decides; the fastest one counts."""
@@ -21,30 +23,6 @@ _BLOCK = 16384
 """Words that are compared at once: the result of one comparison stays in the nearest cache."""
 
 _WORDS = ((8, np.uint64), (4, np.uint32), (2, np.uint16), (1, np.uint8))
-
-
-class Step(Protocol):
-    """One engine call (see `edgemm.runtime.fusion`)."""
-
-    @property
-    def name(self) -> str:
-        """Name of the engine."""
-
-    @property
-    def run(self) -> Any:
-        """Runs it on a dict of its inputs."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of what it reads."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of what it gives."""
-
-    @property
-    def done(self) -> tuple[str, ...]:
-        """Tensors that nobody needs after it."""
 
 
 class Gauge:
@@ -73,9 +51,8 @@ class Gauge:
         step = self._steps[at]
         start = perf_counter()
         outputs: Sequence[Any] = step.run(given)
-        wait = getattr(step, "wait", None)
-        if wait is not None:
-            wait()  # an engine on a GPU has only been launched
+        if step.wait is not None:
+            step.wait()  # an engine on a GPU has only been launched
         seconds = perf_counter() - start
         self._seconds[at] = min(self._seconds[at], seconds)
         self._inside += seconds

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgemm.bundle import EngineEntry, Manifest, Variant
 from edgemm.errors import BundleError
-from edgemm.runtime._cuda.array import LentArray
+from edgemm.runtime._cuda.array import DeviceArray, LentArray
+from edgemm.runtime._cuda.dtypes import host_dtype
 from edgemm.runtime.session import EngineSession
 from edgemm.tensors import IOSpec, TensorSpec
 
@@ -21,6 +22,7 @@ class Step(NamedTuple):
     """One engine call: what it reads, what it gives, and which tensors nobody needs after it.
 
     `run_on_device` and `wait` are those of an engine on a GPU: the results stay there, and one waits for them.
+    `fetches` is True of an engine on the CPU beside others on a GPU.
     """
 
     name: str
@@ -30,6 +32,12 @@ class Step(NamedTuple):
     done: tuple[str, ...]
     run_on_device: Callable[[Mapping[str, Any]], Sequence[Any]] | None
     wait: Callable[[], None] | None
+    fetches: bool
+
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what it reads of `values`, where it can read it."""
+        given = {name: values[name] for name in self.inputs}
+        return {name: _fetched(value) for name, value in given.items()} if self.fetches else given
 
 
 def device_outputs(io: IOSpec, entries: Sequence[EngineEntry]) -> dict[str, frozenset[str]]:
@@ -79,6 +87,7 @@ def make_steps(io: IOSpec, variant: Variant, engines: Sequence[EngineSession]) -
     for at, engine in enumerate(engines):
         for spec in (*engine.inputs, *engine.outputs):
             last[spec.name] = at
+    on_gpu = any(hasattr(engine, "run_on_device") for engine in engines)
     return tuple(
         Step(
             entry.name,
@@ -88,6 +97,7 @@ def make_steps(io: IOSpec, variant: Variant, engines: Sequence[EngineSession]) -
             tuple(name for name, end in last.items() if end == at and name not in kept),
             getattr(engine, "run_on_device", None),
             getattr(engine, "wait", None),
+            on_gpu and not hasattr(engine, "run_on_device"),
         )
         for at, (entry, engine) in enumerate(zip(variant.engines, engines, strict=True))
     )
@@ -123,3 +133,32 @@ def _fits(known: TensorSpec, spec: TensorSpec) -> bool:
     return (known.dtype, len(known.shape)) == (spec.dtype, len(spec.shape)) and all(
         a == b for a, b in zip(known.shape, spec.shape, strict=True) if isinstance(a, int) and isinstance(b, int)
     )
+
+
+def shown(value: Any) -> Any:
+    """Returns what the checks look at: of an array on the GPU one of its dtype and shape, which nobody fills."""
+    return np.empty(value.shape, host_dtype(value.dtype)) if isinstance(value, DeviceArray | LentArray) else value
+
+
+def copied(value: Any) -> Any:
+    """Returns a copy of an input that is a result as well."""
+    return value.value if isinstance(value, LentArray) else np.array(value)
+
+
+def dtype_of(spec: TensorSpec) -> np.dtype[Any]:
+    """Returns the dtype of an input.
+
+    Raises:
+        BundleError: numpy has none like it.
+    """
+    try:
+        return np.dtype(spec.dtype)
+    except TypeError as error:
+        raise BundleError(
+            f"input '{spec.name}' is {spec.dtype}, which numpy does not have.",
+            hint="convert the model with inputs that numpy has, float32 or float16 for example",
+        ) from error
+
+
+def _fetched(value: Any) -> Any:
+    return value.numpy() if isinstance(value, DeviceArray | LentArray) else value

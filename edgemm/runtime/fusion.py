@@ -20,13 +20,12 @@ import numpy as np
 from edgemm.bundle import Manifest, StageEntry, Variant
 from edgemm.errors import BackendError, BundleError, DataError
 from edgemm.runtime._cuda.array import DeviceArray, LentArray, on_device
-from edgemm.runtime._cuda.dtypes import host_dtype
 from edgemm.runtime.cache import CACHE_BYTES, ONE_ENGINE, CacheInfo, CacheMode, StageCache, check_marks, check_mode
-from edgemm.runtime.chain import check_engines, lenders, make_steps
+from edgemm.runtime.chain import check_engines, copied, dtype_of, lenders, make_steps, shown
 from edgemm.runtime.choice import Choice
 from edgemm.runtime.session import EngineSession
 from edgemm.runtime.state import StateStore
-from edgemm.tensors import Feed, IOSpec, TensorSpec, check_feed
+from edgemm.tensors import Feed, IOSpec, check_feed
 
 if TYPE_CHECKING:
     from edgemm.runtime.stream import Stream
@@ -62,7 +61,7 @@ class FusionSession:
         self._results = tuple(o.name for o in io.result_outputs)
         self._passed_through = frozenset(o.name for o in io.outputs) & frozenset(i.name for i in io.inputs)
         self._steps = make_steps(io, variant, self._engines)
-        self._dtypes = tuple((i.name, _dtype(i)) for i in io.inputs)
+        self._dtypes = tuple((i.name, dtype_of(i)) for i in io.inputs)
         self._accepted: dict[tuple[tuple[int, ...], ...], bool] = {}
         """Shapes that passed `check_feed` -> whether they run in one go, not in chunks."""
         self._states = StateStore(io) if io.states else None
@@ -301,7 +300,7 @@ class FusionSession:
         if self._recognise(feed) is not None:
             return
         if self._lenders:
-            feed = {name: _shown(value) for name, value in feed.items()}
+            feed = {name: shown(value) for name, value in feed.items()}
         check_feed(self._io, feed)
         if len(feed) < len(self._dtypes):
             return  # a state was left out
@@ -335,9 +334,7 @@ class FusionSession:
     def _chain(self, values: dict[str, Any], seconds: dict[str, float] | None, *, stay: bool = False) -> None:
         """Runs every engine over `values`, adds what they give and drops what is no longer needed."""
         for step in self._steps:
-            given = {name: values[name] for name in step.inputs}
-            if self._lenders and step.run_on_device is None:
-                given = {name: _fetched(value) for name, value in given.items()}
+            given = step.given(values)
             call = step.run_on_device if stay and step.run_on_device is not None else step.run
             if seconds is None:
                 results = call(given)
@@ -353,7 +350,7 @@ class FusionSession:
 
     def _take(self, values: Mapping[str, Any], *, stay: bool = False) -> dict[str, np.ndarray]:
         if self._passed_through:
-            values = {n: _copied(values[n]) if n in self._passed_through else values[n] for n in self._results}
+            values = {n: copied(values[n]) if n in self._passed_through else values[n] for n in self._results}
         if self._lenders and not stay:
             return {
                 n: values[n].numpy() if isinstance(values[n], DeviceArray) else values[n] for n in self._results
@@ -395,30 +392,7 @@ class FusionSession:
                 )
 
 
-def _shown(value: Any) -> Any:
-    """Returns what the checks look at: of an array on the GPU one of its dtype and shape, which nobody fills."""
-    return np.empty(value.shape, host_dtype(value.dtype)) if isinstance(value, DeviceArray | LentArray) else value
-
-
-def _fetched(value: Any) -> Any:
-    return value.numpy() if isinstance(value, DeviceArray | LentArray) else value
-
-
-def _copied(value: Any) -> Any:
-    return value.value if isinstance(value, LentArray) else np.array(value)
-
-
 def _filled(part: np.ndarray, size: int) -> np.ndarray:
     """Returns `part` with its last row repeated until it has `size` rows."""
     lacking = size - part.shape[0]
     return np.concatenate([part, np.repeat(part[-1:], lacking, axis=0)]) if lacking else part
-
-
-def _dtype(spec: TensorSpec) -> np.dtype[Any]:
-    try:
-        return np.dtype(spec.dtype)
-    except TypeError as error:
-        raise BundleError(
-            f"input '{spec.name}' is {spec.dtype}, which numpy does not have.",
-            hint="convert the model with inputs that numpy has, float32 or float16 for example",
-        ) from error
