@@ -7,7 +7,7 @@ DEMO := $(VENV)/.demo
 FIXTURES := $(VENV)/.fixtures
 RTX := $(VENV)/.rtx
 RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/backends/test_device_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py \
-	tests/pipeline/test_tensorrt_engines.py
+	tests/pipeline/test_tensorrt_engines.py tests/runtime/test_trt_real_module.py
 
 .PHONY: setup demo demo-rtx test test-slow test-rtx test-gpu test-aarch64 check format bench clean help
 
