@@ -107,6 +107,8 @@ def python(code: str, *arguments: str, interpreter: str = sys.executable, cwd: P
         "runtime.openvino",
         "runtime.cuda",
         "runtime.trt",
+        "runtime.stream",
+        "runtime.stream_async",
     ],
 )
 def test_device_modules_import_numpy_and_the_standard_library_only(module: str) -> None:

@@ -140,7 +140,7 @@ class FusionSession:
                 GPU reads may be an array on that GPU (torch, cupy, `DeviceArray`): it is read where it is.
             changed: Modalities that are new since the call before, by whichever thread; the others are taken to
                 be the same without a look at them. Calls with marks follow one another. None compares, or runs
-                everything, as the session was opened.
+                everything, as the session was opened; with cache `"off"` everything runs.
 
         Raises:
             DataError: A missing or unknown input, a wrong dtype, shape or memory layout, a state of another batch

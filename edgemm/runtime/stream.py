@@ -17,7 +17,6 @@ with a clock that a test sets it is deterministic (`poll` and `infer`; waiting t
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -31,14 +30,12 @@ from edgemm.errors import BundleError, DataError, StreamError
 from edgemm.runtime.cache import CACHE_BYTES
 from edgemm.runtime.stream_intake import Intake
 from edgemm.runtime.stream_policy import StreamPolicy
-from edgemm.runtime.stream_result import Result, StreamCounters
+from edgemm.runtime.stream_result import Result, StreamCounters, report
 from edgemm.runtime.stream_sync import JUMP, Sample, SampleSet, Synchronizer
 
 if TYPE_CHECKING:
     from edgemm.runtime.fusion import FusionSession
     from edgemm.runtime.stream_async import Front
-
-_log = logging.getLogger("edgemm")
 
 _FILL = -1
 """Stands for the number of a sample where a fixed value went in."""
@@ -353,7 +350,7 @@ class Stream:
             try:
                 result = self._next()
             except Exception as error:
-                _report(error, on_error)
+                report(error, on_error)
                 if isinstance(error, BundleError):  # the session is closed
                     self.close()
                 continue
@@ -363,7 +360,7 @@ class Stream:
                 callback(result)
             except Exception as error:
                 self._callback_errors += 1
-                _report(error, on_error)
+                report(error, on_error)
 
     def _times(self, now: float | None) -> tuple[float, float]:
         """Returns what the clock shows, and the seconds since the stream began; the latter never go back."""
@@ -398,13 +395,3 @@ class Stream:
                 "the queue is full, and whoever pushes is who takes the results.",
                 hint="push from another thread, or use another drop rule than 'block'",
             )
-
-
-def _report(error: Exception, on_error: Callable[[Exception], object] | None) -> None:
-    if on_error is not None:
-        try:
-            on_error(error)
-            return
-        except Exception as another:
-            error = another
-    _log.error("stream: %s", error, exc_info=error)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgemm.runtime.stream_sync import Counters
+
+_log = logging.getLogger("edgemm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +65,14 @@ class StreamCounters:
     callback_errors: int
     clock_jumps: int
     modalities: Mapping[str, Counters]
+
+
+def report(error: Exception, on_error: Callable[[Exception], object] | None) -> None:
+    """Gives `error` to `on_error`; without one, or if that raises, to the log."""
+    if on_error is not None:
+        try:
+            on_error(error)
+            return
+        except Exception as another:
+            error = another
+    _log.error("stream: %s", error, exc_info=error)
