@@ -260,6 +260,10 @@ def test_an_input_on_the_gpu_that_an_engine_on_the_cpu_reads_too(make: Make) -> 
     for value in (image["image_features"], Lender(image["image_features"])):
         out = session.run({"image": value, "audio": feed["audio"]})
         np.testing.assert_allclose(out["energy"], 2 * np.tanh(feed["image"]), rtol=1e-6)
+    cached = session.run_cached(
+        session.new_cache("marks"), {"image": image["image_features"], "audio": feed["audio"]}, None
+    )
+    np.testing.assert_array_equal(cached["energy"], out["energy"])
 
 
 def test_nothing_on_a_gpu(make: Make) -> None:
