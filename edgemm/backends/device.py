@@ -119,7 +119,8 @@ def build_missing(
         target: `"auto"` builds for the GPU at hand. The name of a target with TensorRT-RTX builds for its compute
             capability and needs no GPU; that of a Jetson is accepted on one.
         variant: Name of the one to build; None builds those for the target, or all if there is none for it.
-        options: Fields of `BuildOptions` by name. They become part of the variant's plan, but for `workspace`.
+        options: Fields of `BuildOptions` by name. They become part of the variant's plan, but for `workspace`;
+            a default takes back what an earlier build has put there.
         force: Builds engines again that are there and fit.
         watch: Timeout per engine, and progress.
 
@@ -150,6 +151,8 @@ def build_missing(
             engine = job.build(version)
             made.append(engine)
             manifest = read_manifest(path)
+        if planned not in manifest.variants:
+            manifest = add_files(path, {}, _with_plan(planned))  # every engine was there for a plan that is not
     return BuildReport(path, gpu, tuple(made))
 
 
@@ -239,14 +242,19 @@ def _buildable(found: list[Variant], target: str) -> list[Variant]:
 
 
 def _asking(variant: Variant, options: Mapping[str, Any]) -> Variant:
-    """Returns a variant whose plan asks for `options` as well, but for what is this machine's own affair."""
-    kept = {n: v for n, v in options.items() if n not in LOCAL}
-    if not kept:
-        return variant
-    engines = tuple(
-        replace(e, options={**e.options, "build": {**e.options.get("build", {}), **kept}}) for e in variant.engines
-    )
-    return replace(variant, engines=engines)
+    """Returns a variant whose plan asks for `options` as well, but for what is this machine's own affair.
+
+    A plan names what is not the builder's default: asking for a default takes an earlier wish back.
+    """
+    default = asdict(BuildOptions())
+    asked = {name: value for name, value in options.items() if name not in LOCAL}
+
+    def plan(entry: EngineEntry) -> EngineEntry:
+        build = {**entry.options.get("build", {}), **asked}
+        wanted = {name: value for name, value in build.items() if value != default.get(name)}
+        return replace(entry, options={**entry.options, "build": wanted})
+
+    return replace(variant, engines=tuple(plan(e) for e in variant.engines)) if asked else variant
 
 
 def _there(path: Path, manifest: Manifest, entry: EngineEntry, version: str, gpu: Gpu) -> str | None:
@@ -282,7 +290,7 @@ class _Job:
             add_files(
                 self.path,
                 {file: build.engine, sidecar_file(Path(file)).as_posix(): sidecar_file(build.engine)},
-                self._changed,
+                _with_plan(self.variant),
             )
         return BuiltEngine(self.variant.name, self.entry.name, file, build.sidecar, False, build.warnings)
 
@@ -309,16 +317,17 @@ class _Job:
         if self.watch.progress is not None:
             self.watch.progress(Step(self.variant.name, self.entry.name, self.number, self.total, progress))
 
-    def _changed(self, manifest: Manifest) -> Manifest:
-        """Returns `manifest` with this variant's plan, which may ask for more than before."""
-        asked = {e.name: e.options for e in self.variant.engines}
 
-        def changed(variant: Variant) -> Variant:
-            if variant.name != self.variant.name:
-                return variant
-            return replace(variant, engines=tuple(replace(e, options=asked[e.name]) for e in variant.engines))
+def _with_plan(planned: Variant) -> Callable[[Manifest], Manifest]:
+    """Returns what puts the plan of a variant, which may ask for more than before, into a manifest."""
+    asked = {e.name: e.options for e in planned.engines}
 
-        return replace(manifest, variants=tuple(changed(v) for v in manifest.variants))
+    def changed(variant: Variant) -> Variant:
+        if variant.name != planned.name:
+            return variant
+        return replace(variant, engines=tuple(replace(e, options=asked[e.name]) for e in variant.engines))
+
+    return lambda manifest: replace(manifest, variants=tuple(changed(v) for v in manifest.variants))
 
 
 def _timing_cache(path: Path, module: str, version: str, gpu: Gpu) -> Path:

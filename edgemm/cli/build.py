@@ -61,6 +61,7 @@ _MIB = 2**20
 @click.option("--gpu-fallback", is_flag=True, help="Layers that the accelerator lacks run on the GPU.")
 @click.option("--weight-streaming", is_flag=True, help="Weights may stay in the CPU's memory.")
 @click.option("--refit", is_flag=True, help="Weights can be replaced afterwards.")
+@click.option("--forget", is_flag=True, help="Take back what earlier builds asked of the builder.")
 @click.option("--force", is_flag=True, help="Build again what is there and fits.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
 def build(bundle: Path, target: str, variant: str | None, force: bool, as_json: bool, **options: Any) -> None:
@@ -71,7 +72,10 @@ def build(bundle: Path, target: str, variant: str | None, force: bool, as_json: 
     Kernel timings are kept in the bundle's cache folder. What is asked of the builder, --max-memory apart, becomes
     part of the variant's plan: later builds, and sessions, ask for it as well.
     """
+    from dataclasses import asdict
+
     from edgemm.backends.device import Watch, build_missing
+    from edgemm.backends.tensorrt import BuildOptions
     from edgemm.cli._output import echo_json
     from edgemm.cli._progress import RichProgress
 
@@ -79,7 +83,12 @@ def build(bundle: Path, target: str, variant: str | None, force: bool, as_json: 
         watch = Watch(options["timeout"], _Reporter(progress))
         try:
             report = build_missing(
-                bundle, target=target, variant=variant, options=_builder_options(options), force=force, watch=watch
+                bundle,
+                target=target,
+                variant=variant,
+                options=_builder_options(options, asdict(BuildOptions())),
+                force=force,
+                watch=watch,
             )
         except KeyboardInterrupt:
             click.echo("interrupted; engines that were built are in the bundle, `edgemm build` goes on.", err=True)
@@ -90,8 +99,8 @@ def build(bundle: Path, target: str, variant: str | None, force: bool, as_json: 
         click.echo(render(report))
 
 
-def _builder_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields of `BuildOptions` that were given."""
+def _builder_options(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of `BuildOptions` that were given, over `defaults` where the plan's own are forgotten."""
     names = {
         "level": "optimization_level",
         "version_compatible": "version_compatible",
@@ -101,7 +110,7 @@ def _builder_options(options: dict[str, Any]) -> dict[str, Any]:
         "weight_streaming": "weight_streaming",
         "refit": "refit",
     }
-    given = {}
+    given = dict(defaults) if options["forget"] else {}
     for name, field in names.items():
         if options[name] is not None and options[name] is not False:  # 0 is a value
             given[field] = options[name]

@@ -152,6 +152,11 @@ def test_options_become_part_of_the_plan_and_memory_does_not(built: Path) -> Non
     (variant,) = [v for v in read_manifest(built).variants if v.backend == "tensorrt"]
     assert [e.options["build"] for e in variant.engines] == [{"optimization_level": 5}] * 3
     assert all(e.kept for e in build_missing(built).engines)  # the plan asks for it from now on
+    back = build_missing(built, options={"optimization_level": None})
+    assert all(e.kept for e in back.engines)
+    (variant,) = [v for v in read_manifest(built).variants if v.backend == "tensorrt"]
+    assert [e.options["build"] for e in variant.engines] == [{}] * 3
+    verify(built, read_manifest(built))
 
 
 def test_plan_s_own_options_reach_the_builder(bundle: Path, tensorrt: Any, on: Any) -> None:

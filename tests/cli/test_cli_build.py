@@ -78,6 +78,9 @@ def test_json_and_options(edgemm: Any, bundle: Path, orin: Path) -> None:
     assert plans == [asked] * 3
     assert edgemm("build", bundle, "--json").json["engines"][0]["kept"]
     assert not edgemm("build", bundle, "--force", "--json").json["engines"][0]["kept"]
+    assert not edgemm("build", bundle, "--forget", "--level", "5", "--json").json["engines"][0]["kept"]
+    plans = [e.options["build"] for v in read_manifest(bundle).variants for e in v.engines if v.name in JETSON]
+    assert plans == [{"optimization_level": 5}] * 3
 
 
 @pytest.mark.parametrize(
