@@ -109,6 +109,13 @@ def test_dynamic_shapes(version: str, integrated: bool, open_engine: Any, cuda: 
     assert len(shapes) == 2 * 6  # not told again what it knows
 
 
+def test_bytes_in_another_order_are_turned(open_engine: Any) -> None:
+    session = open_engine(NEWEST, ADD, ADD_PROFILE)
+    feed = pair(2)
+    swapped = {n: a.astype(">f4") for n, a in feed.items()}
+    np.testing.assert_allclose(session.run(swapped)[0], added(feed), rtol=1e-6)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_int64(version: str, open_engine: Any) -> None:
     session = open_engine(version, IDS, IDS_PROFILE)

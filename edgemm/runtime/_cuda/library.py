@@ -181,11 +181,8 @@ def _explain(library: Any, code: int) -> str:
 
 
 def _candidates() -> Iterator[str]:
-    """Yields names and paths of CUDA runtimes: what the loader knows first, then CUDA's folder, then wheels."""
+    """Yields names and paths of CUDA runtimes: what the loader knows, CUDA's folder, wheels, other versions."""
     yield from RUNTIME_NAMES
-    found = ctypes.util.find_library("cudart")
-    if found:
-        yield found
     short = {Path(name).name for name in RUNTIME_NAMES}
     folders = [Path(folder) for folder in _FOLDERS]
     folders += [f for entry in sys.path if entry for f in sorted(Path(entry).glob(_WHEELS))]
@@ -193,3 +190,6 @@ def _candidates() -> Iterator[str]:
         for file in sorted(folder.glob("libcudart.so*"), reverse=True):
             if file.name in short:
                 yield str(file)
+    found = ctypes.util.find_library("cudart")  # takes long: it runs other programs
+    if found:
+        yield found

@@ -120,6 +120,8 @@ class Pool:
         Raises:
             BackendError: There is not enough memory.
         """
+        if len(self._free) == 1 and self._free[0].size >= size:  # as in a steady stream of calls
+            return self._free.popleft()
         waiting = [self._free.popleft() for _ in range(len(self._free))]
         fitting = [b for b in waiting if b.size >= size]
         best = min(fitting, key=lambda b: b.size, default=None)

@@ -33,6 +33,7 @@ class Input:
         self.shape: tuple[int, ...] | None = None
         self.address = 0
         self._cuda = cuda
+        self._dtype = np.dtype(border.dtype) if STORED[border.dtype] == border.dtype else None
         self._pinned = Pool(cuda, pinned=True)
         self._slot = Slot(lambda size: Block(cuda, size, pinned=False))
 
@@ -43,7 +44,7 @@ class Input:
             DataError: A wrong dtype, or an array on the GPU where TensorRT needs one on the host.
             BackendError: CUDA fails.
         """
-        if on_device(value):
+        if type(value) is not np.ndarray and on_device(value):
             return self._place_device(value, stream, run)
         array = self._checked(value)
         block = self._pinned.take(array.nbytes)
@@ -92,7 +93,11 @@ class Input:
 
     def _checked(self, array: Any) -> np.ndarray:
         """Returns the array with the bytes that the engine reads."""
+        if type(array) is np.ndarray and array.dtype == self._dtype:
+            return array
         border = self.border
+        if isinstance(array, np.ndarray) and not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         got = array.dtype.name if isinstance(array, np.ndarray) else type(array).__name__
         if got == border.dtype:
             stored: np.ndarray = array.view(storage(border.dtype))
