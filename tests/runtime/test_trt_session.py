@@ -256,6 +256,20 @@ def test_the_profile_that_fits_is_chosen(version: str, open_engine: Any) -> None
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_shape_is_told_again_after_a_change_of_profile(version: str, open_engine: Any) -> None:
+    model = model_of("g (float[a,3] x, float[b,3] y) => (float[a,3] p, float[b,3] q) { p = Neg(x)  q = Neg(y) }")
+    ranges = [
+        profile(x=((low, 3), (low, 3), (high, 3)), y=((1, 3), (4, 3), (8, 3))) for low, high in ((1, 2), (5, 8))
+    ]
+    session = open_engine(version, model, *ranges)
+    for batch in (1, 8, 2):
+        x, y = pair(batch)["x"], pair(4)["y"]
+        p, q = session.run({"x": x, "y": y})
+        np.testing.assert_array_equal(p, -x)
+        np.testing.assert_array_equal(q, -y)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_shapes_that_no_profile_takes(version: str, open_engine: Any, cuda: FakeCuda) -> None:
     session = open_engine(version, ADD, *TWO)
     with pytest.raises(
