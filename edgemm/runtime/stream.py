@@ -301,7 +301,6 @@ class Stream:
             marks = {m for m, token in tokens.items() if self._tokens.get(m) != token}
             outputs = self._session.run_cached(self._cache, feed, marks)
         except BaseException:
-            self._tokens = {}
             self._failed += 1
             raise
         self._tokens = tokens

@@ -118,6 +118,14 @@ def test_one_buffer_that_is_refilled_is_new(session: FusionSession, full: Fusion
     assert not same(session.run(buffers), before)
 
 
+def test_one_sample_of_a_batch_that_changes_is_seen(session: FusionSession, full: FusionSession) -> None:
+    feed = feed_of(4)
+    session.run(feed)
+    for row in (3, 1, 0):
+        feed["audio"][row] += 1
+        assert same(session.run(feed), full.run(feed))
+
+
 def test_results_may_be_written_to(session: FusionSession, full: FusionSession) -> None:
     feed = feed_of()
     for _ in range(3):

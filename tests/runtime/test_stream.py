@@ -105,20 +105,20 @@ def test_a_sample_may_have_the_batch_axis_and_any_strides(session: FusionSession
 
 def test_a_window_takes_the_nearest(session: FusionSession, clock: Clock) -> None:
     stream = session.stream(trigger="image", window=0.05, clock=clock)
-    for value, t in enumerate((99.90, 99.96, 100.03, 100.2)):
+    for value, t in enumerate((99.90, 99.98, 100.03, 100.2)):
         stream.push("audio", audio(value), t=t)
     stream.push("image", image(), t=100.0)
     result = stream.poll()
     assert result is not None
-    assert result.outputs["logits"].tobytes() == full(session, image(), audio(2))
-    assert result.ages["audio"] == pytest.approx(-0.03)
+    assert result.outputs["logits"].tobytes() == full(session, image(), audio(1))
+    assert result.ages["audio"] == pytest.approx(0.02)
     stream.push("image", image(), t=100.1)
     clock.now = 110
     assert stream.poll() is None
     counters = stream.counters
     assert counters.incomplete == 1
-    assert counters.modalities["audio"].dropped == 2
-    assert counters.modalities["audio"].pending == 1
+    assert counters.modalities["audio"].dropped == 1
+    assert counters.modalities["audio"].pending == 2
     assert adds_up(stream)
 
 
@@ -266,6 +266,16 @@ def test_infer_takes_what_is_there(session: FusionSession, clock: Clock) -> None
     assert stream.infer().encoded == ()
     assert stream.infer(now=102.0).ages["image"] == 2.5
     assert adds_up(stream)
+
+
+def test_infer_does_not_go_back_before_a_set_from_the_future(session: FusionSession, clock: Clock) -> None:
+    stream = session.stream(trigger="image", offset={"image": 0.5}, optional={"audio": "zeros"}, clock=clock)
+    stream.push("image", image())
+    result = stream.poll()
+    assert result is not None
+    assert result.time == 100.5
+    assert stream.infer().time == 100.5
+    assert stream.infer(now=101.0).time == 101.0
 
 
 @pytest.mark.parametrize(("drop", "left"), [("keep-newest", [3]), ("drop-oldest", [2, 3])])
