@@ -50,7 +50,8 @@ class EngineEntry:
         decisions: Precision -> nodes, for example `{"int8": 12, "fp32": 3}`.
         backend: Name in `edgemm.runtime.registry`; left empty it is the variant's.
         options: How to open it: `threads`, the most that it profits from, and `precision`, `"bf16"` for what the
-            graph leaves in float32.
+            graph leaves in float32. Of a graph for TensorRT: `module` (`"tensorrt"` or `"tensorrt_rtx"`),
+            `profiles`, `precisions` of its tensors, and `build`, the builder's options that were asked for.
     """
 
     name: str
@@ -69,14 +70,15 @@ class Variant:
 
     Attributes:
         name: Unique in the bundle, for example `"cpu-int8"`.
-        target: `"cpu"`, later `"jetson-orin-nano"` and others.
+        target: Name in the catalogue of targets, `"cpu"` or `"jetson-orin-nano"` for example.
         backend: Backends of the engines, sorted and joined by `+`: `"onnxruntime"`, `"onnxruntime+openvino"`.
         precision: `"int8"` or `"fp32"`: what was asked of the planner; see `decisions` for what came out.
         layout: `"staged"` (one engine per stage) or `"whole"`.
         engines: In execution order.
         decisions: Precision -> number of nodes.
         size_bytes: Sum of the engine files.
-        accuracy: `{metric, float, variant, drop, budget, samples, ...}` on the evaluation split, or None.
+        accuracy: `{metric, float, variant, drop, budget, samples, ...}` on the evaluation split, or None. With
+            `simulated` it is that of the graphs on a CPU, not of engines on their device.
         refused: Why it was not shipped, or None.
     """
 

@@ -100,11 +100,6 @@ class Contest:
         """Whether anything is chosen by time."""
         return timed(self.recipe)
 
-    @property
-    def float_bytes(self) -> int:
-        """Size of the exported float graph."""
-        return self._candidates[BASELINE].variant.size_bytes
-
     # -- what may compete ------------------------------------------------------------------------------------
 
     def _kinds(self) -> tuple[EngineKind, ...]:
