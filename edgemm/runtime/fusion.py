@@ -71,6 +71,7 @@ class FusionSession:
         self._closed = False
         self._lenders = lenders(self._engines)
         self._cache: StageCache | None = None
+        self._cache_bytes = CACHE_BYTES
         self._direct = self._direct_call()
 
     @property
@@ -101,22 +102,23 @@ class FusionSession:
                 self._states.kept = {}
 
     def use_cache(self, mode: CacheMode, max_bytes: int = CACHE_BYTES) -> None:
-        """Sets what `run` may reuse, and forgets what it could (see `edgemm.runtime.cache`).
+        """Sets what `run` and streams that begin later may reuse, and forgets what `run` could.
 
         A session that `open_session` made has what was asked of that; any other reuses nothing until this call.
 
         Args:
-            mode: `"auto"`, `"content"`, `"marks"` or `"off"`.
-            max_bytes: The most that is held.
+            mode: `"auto"`, `"content"`, `"marks"` or `"off"`, as `open_session` has them.
+            max_bytes: The most that is held, by `run` and by each stream.
 
         Raises:
             DataError: No such mode, or a negative size.
         """
         check_mode(mode, max_bytes)
+        self._cache_bytes = 0 if mode == "off" else max_bytes
         if mode == "off" or len(self._steps) == 1:
             self._cache = None
             return
-        cache = self.new_cache(mode, max_bytes)
+        cache = self.new_cache(mode)
         cache.states, cache.lock = self._states, self._lock
         self._cache = cache
 
@@ -248,9 +250,9 @@ class FusionSession:
         self._chain(values, seconds, stay=stay)
         return self._take(values, stay=stay)
 
-    def new_cache(self, mode: CacheMode, max_bytes: int = CACHE_BYTES) -> StageCache:
-        """Returns a cache for `run_cached`, with states of its own."""
-        return StageCache(self._io, self._steps, mode, max_bytes)
+    def new_cache(self, mode: CacheMode) -> StageCache:
+        """Returns a cache for `run_cached`, with states of its own, that holds as much as this session's may."""
+        return StageCache(self._io, self._steps, mode, self._cache_bytes)
 
     def run_cached(self, cache: StageCache, feed: Feed, changed: Collection[str] | None) -> dict[str, np.ndarray]:
         """Returns what `run` returns, with `cache` instead of the session's own.

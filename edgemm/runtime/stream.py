@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgemm.errors import BundleError, DataError, StreamError
-from edgemm.runtime.cache import CACHE_BYTES
+from edgemm.runtime.cache import CacheInfo
 from edgemm.runtime.stream_intake import Intake
 from edgemm.runtime.stream_policy import StreamPolicy
 from edgemm.runtime.stream_result import Result, StreamCounters, report
@@ -66,7 +66,7 @@ class Stream:
         self._clock = clock
         self._raw, self._elapsed = clock(), 0.0
         self._sync = Synchronizer(io.modality_names(), policy, self._raw)
-        self._cache = session.new_cache("marks", CACHE_BYTES)
+        self._cache = session.new_cache("marks")
         self._tokens: dict[str, int] = {}
         self._changed = threading.Condition()
         self._turn = threading.Lock()
@@ -202,6 +202,10 @@ class Stream:
         with self._cache.lock:
             if self._cache.states is not None:
                 self._cache.states.kept = {}
+
+    def cache_info(self) -> CacheInfo:
+        """Returns what is kept of earlier sets, and how often it was reused."""
+        return self._cache.info()
 
     @property
     def counters(self) -> StreamCounters:

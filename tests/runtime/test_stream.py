@@ -530,6 +530,36 @@ def test_whole_layout_reuses_where_nothing_is_new(make_bundle: Bundle, clock: Cl
     assert result.encoded == ("g",)
 
 
+def test_a_fixed_batch_takes_that_many_at_a_time(make_bundle: Bundle, clock: Clock) -> None:
+    texts = {
+        "x": "x (float[2,3] x) => (float[2,3] f) { f = Neg(x) }",
+        "y": "y (float[2,3] f, float[2,3] z) => (float[2,3] y) { y = Add(f, z) }",
+    }
+    session = open_session(make_bundle(texts, batch=2))
+    for fill in ("zeros", "constant:1", np.ones(3)):
+        stream = session.stream(trigger="x", optional={"z": fill}, clock=clock)
+        with pytest.raises(DataError, match="got 1 samples in 'x', expected 2"):
+            stream.push("x", np.zeros((1, 3), np.float32))
+        stream.push("x", np.ones((2, 3), np.float32))
+        result = stream.poll()
+        assert result is not None
+        np.testing.assert_array_equal(
+            result.outputs["y"], np.full((2, 3), -1 if isinstance(fill, str) and fill == "zeros" else 0)
+        )
+
+
+def test_what_a_stream_keeps_is_bounded_and_reported(fusion_bundle: Path, clock: Clock) -> None:
+    for cache, held in (("auto", True), ("off", False)):
+        session = open_session(fusion_bundle, cache=cache)  # type: ignore[arg-type]
+        stream = session.stream(clock=clock)
+        stream.push("image", image())
+        stream.push("audio", audio())
+        stream.infer()
+        assert bool(stream.infer().cached) == held
+        assert (stream.cache_info().bytes > 0) == held
+        assert sum(stream.cache_info().reused.values()) == (3 if held else 0)
+
+
 def test_closed_streams(session: FusionSession, clock: Clock) -> None:
     with session.stream(clock=clock) as stream:
         stream.push("image", image())
