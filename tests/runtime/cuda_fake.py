@@ -89,13 +89,14 @@ class FakeCuda:
     @property
     def live(self) -> dict[str, int]:
         """Objects that were made and not freed; empty when there are none."""
-        found = self._live()
+        found = self.counted()
         if found:
             gc.collect()
-            found = self._live()
+            found = self.counted()
         return found
 
-    def _live(self) -> dict[str, int]:
+    def counted(self) -> dict[str, int]:
+        """As `live`, with what waits for the garbage collector."""
         found = (ctypes.c_int * len(KINDS))()
         self.library.fake_live(found)
         return {kind: count for kind, count in zip(KINDS, found, strict=True) if count}
