@@ -113,8 +113,11 @@ def _convert(
             rest = baseline, layouts[0], splits, shapes, bench, progress, clock
             outcome = outcome.plus(TrtContest(recipe, nvidia, stages, *rest).run())
     if all(v.refused is not None for v in outcome.variants):
-        first = outcome.variants[0]
-        raise BackendError(f"nothing can ship: {first.name}: {first.refused}.", hint="give another target")
+        last = outcome.variants[-1]  # the plainest one
+        raise BackendError(
+            f"nothing can ship: {last.name}: {last.refused}.",
+            hint="give another target, --target cpu for example, or take what it names out of the model",
+        )
     with clock("bundle"):
         variants, files = bench.finish(outcome.variants, outcome.files)
         files["recipe.json"] = _recipe_json(recipe)

@@ -316,7 +316,7 @@ def test_one_engine_for_everything(made: Made) -> None:
 
 
 def test_the_lint_speaks_before_anything_is_built(made: Made) -> None:
-    with pytest.raises(BackendError, match=f"nothing can ship: {ORIN}-int8: stage '.*', Det '.*") as caught:
+    with pytest.raises(BackendError, match=f"nothing can ship: {ORIN}-fp32: stage '.*', Det '.*") as caught:
         made(VOLUME, PRODUCTS, rows(60, 3))
     assert "give another target" in caught.value.hint
     both = made(VOLUME, PRODUCTS, rows(60, 3), target=["cpu", ORIN], quantize={"precision": "fp32"})
