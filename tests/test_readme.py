@@ -80,7 +80,7 @@ def run(folder: Path, command: list[str]) -> str:
 @pytest.mark.slow
 def test_quickstart_runs_from_top_to_bottom(folder: Path) -> None:
     told = {command.split()[1]: run(folder, ["bash", "-ec", command]) for command in commands()}
-    assert set(told) == set(VERBS)
+    assert set(told) == set(VERBS) - {"build"}  # which needs TensorRT: make test-rtx runs it
     assert all(told.values())
     with np.load(folder / "outputs.npz") as outputs:
         assert outputs["logits"].shape == (40, 10)
