@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from edgemm.backends.stale import DroppedEngine, drop_damaged, drop_outdated
 from edgemm.backends.targets import AUTO, detect_target, find_target
 from edgemm.backends.tensorrt import BuildOptions, BuildRequest, Progress, Supervision, build_engine
 from edgemm.bundle import CACHE, EngineEntry, Manifest, Variant, add_files, read_manifest, verify
@@ -91,16 +92,18 @@ class BuiltEngine:
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What `build_missing` came to: the bundle, what the engines are for, and every engine."""
+    """What `build_missing` came to: the bundle, what the engines are for, every engine, and those it dropped."""
 
     bundle: Path
     gpu: Gpu
     engines: tuple[BuiltEngine, ...]
+    dropped: tuple[DroppedEngine, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns a plain dict."""
         engines = [engine.to_json() for engine in self.engines]
-        return {"bundle": str(self.bundle), "gpu": asdict(self.gpu), "engines": engines}
+        dropped = [asdict(engine) for engine in self.dropped]
+        return {"bundle": str(self.bundle), "gpu": asdict(self.gpu), "engines": engines, "dropped": dropped}
 
 
 def build_missing(
@@ -113,6 +116,9 @@ def build_missing(
     watch: Watch | None = None,
 ) -> BuildReport:
     """Builds the engines that the bundle at `path` lacks for a GPU, and returns all that it has for it then.
+
+    Built engines that are damaged are dropped from the bundle first. Those that were built for the same GPU and
+    TensorRT with what the plan no longer asks for are dropped when there are others.
 
     Args:
         path: A bundle with variants for TensorRT; it is verified first.
@@ -138,6 +144,8 @@ def build_missing(
     verify(path, manifest)
     versions = {name: str(load_module(name).__version__) for name in dict.fromkeys(map(module_of, chosen))}
     chosen = [_asking(v, options) for v in chosen]
+    dropped = [*drop_damaged(path)]
+    manifest = read_manifest(path)
     total = sum(len(v.engines) for v in chosen)
     made: list[BuiltEngine] = []
     for planned in chosen:
@@ -153,7 +161,9 @@ def build_missing(
             manifest = read_manifest(path)
         if planned not in manifest.variants:
             manifest = add_files(path, {}, _with_plan(planned))  # every engine was there for a plan that is not
-    return BuildReport(path, gpu, tuple(made))
+        now = {e.engine: e.sidecar for e in made if e.variant == planned.name}
+        dropped += drop_outdated(path, planned.engines, now)
+    return BuildReport(path, gpu, tuple(made), tuple(dropped))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

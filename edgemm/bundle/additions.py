@@ -20,6 +20,7 @@ from typing import Any
 
 from edgemm.bundle.check import check_consistent, check_path
 from edgemm.bundle.codec import dumps
+from edgemm.bundle.engines import built_files
 from edgemm.bundle.manifest import ADDING, CACHE, MANIFEST, Manifest
 from edgemm.bundle.store import (
     being_added,
@@ -82,6 +83,40 @@ def add_files(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return complete
+
+
+def drop_engines(path: Path, pick: Callable[[Manifest], Mapping[str, str]]) -> dict[str, str]:
+    """Takes built engines and their sidecars out of the bundle at `path`, out of its manifest first.
+
+    Args:
+        path: A bundle that was verified.
+        pick: Returns engine -> reason to drop it, of the newest manifest. Nobody else writes meanwhile.
+
+    Returns:
+        What `pick` returned.
+
+    Raises:
+        BundleError: No bundle, something that is no built engine, or a folder that cannot be written.
+    """
+    path = Path(path)
+    try:
+        with locked(path):
+            manifest = read_manifest(path)
+            dropped = dict(pick(manifest))
+            names = [name for engine in dropped for name in (engine, f"{engine}.json")]
+            if strange := set(names) - built_files(manifest, names):
+                raise BundleError(
+                    f"{path}: '{min(strange)}' is no built engine.", hint="only what can be built again is dropped"
+                )
+            _check_places(path, names)
+            kept = {n: e for n, e in manifest.files.items() if n not in names}
+            if len(kept) < len(manifest.files):
+                _replace_manifest(path, dataclasses.replace(manifest, files=kept))
+            for name in names:
+                (path / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(error, path, 0) from error
+    return dropped
 
 
 def _check_places(path: Path, files: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgemm.bundle.check import check_consistent, check_path
 from edgemm.bundle.codec import DAMAGED, dumps, loads
+from edgemm.bundle.engines import built_files
 from edgemm.bundle.manifest import ADDING, CACHE, FORMAT, MANIFEST, Manifest
 from edgemm.errors import BundleError
 
@@ -102,7 +103,7 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise _read_error(file, error) from error
     if not stat.S_ISREG(status.st_mode):
-        raise BundleError(f"{file}: is a {_kind(status.st_mode)}, expected a file.", hint=DAMAGED)
+        raise BundleError(f"{file}: is a {kind_of(status.st_mode)}, expected a file.", hint=DAMAGED)
     if status.st_size > MAX_MANIFEST_BYTES:
         raise BundleError(
             f"{file}: {status.st_size:,} bytes, a manifest has at most {MAX_MANIFEST_BYTES:,}.", hint=DAMAGED
@@ -121,6 +122,8 @@ def verify(path: Path, manifest: Manifest) -> None:
 
     The cache folder is apart: its files are read as if anybody had written them, or not at all. A file that
     `add_files` was about to list when its process was ended is no part of the bundle yet, and may be there.
+    Engines that were built from the bundle's graphs are apart as well: they can be built again, so a lost one does
+    not stop the rest. Whoever loads one asks `engine_damage` first.
 
     Raises:
         BundleError: A changed, missing or extra file, a symlink, or a path that leads out of the bundle.
@@ -128,24 +131,24 @@ def verify(path: Path, manifest: Manifest) -> None:
     path = Path(path)
     for name in manifest.files:
         check_path(name)
-    found = {name: size for name, size in _walk(path, "") if not _in_cache(name)}
-    found.pop(MANIFEST, None)
-    unfinished = being_added(path)
-    for name in manifest.files:
+    found = found_files(path)
+    may_differ = being_added(path) | built_files(manifest, (*manifest.files, *found))
+    strict = {name: entry for name, entry in manifest.files.items() if name not in may_differ}
+    for name in strict:
         if name not in found:
             raise BundleError(f"{path}: the file '{name}' is missing.", hint=DAMAGED)
     for name in found:
-        if name not in manifest.files and name not in unfinished:
+        if name not in manifest.files and name not in may_differ:
             raise BundleError(
                 f"{path}: the file '{name}' is not part of the bundle.",
                 hint="move it elsewhere; a bundle holds only what the manifest lists",
             )
-    for name, entry in manifest.files.items():
+    for name, entry in strict.items():
         if found[name] != entry["size"]:
             raise BundleError(
                 f"{path}: '{name}' has {found[name]:,} bytes, the manifest says {entry['size']:,}.", hint=DAMAGED
             )
-        digest = _sha256(path / name)
+        digest = file_sha256(path / name)
         if digest != entry["sha256"]:
             raise BundleError(
                 f"{path}: '{name}' was changed (sha256 {digest[:12]}…, "
@@ -163,6 +166,15 @@ def being_added(path: Path) -> frozenset[str]:
         return frozenset(str(name) for name in json.loads(file.read_bytes())["files"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return frozenset()
+
+
+def found_files(path: Path) -> dict[str, int]:
+    """Returns relative path -> size of every file of a bundle but its manifest and its cache.
+
+    Raises:
+        BundleError: Something is neither a plain file nor a folder.
+    """
+    return {name: size for name, size in _walk(path, "") if name != MANIFEST and not _in_cache(name)}
 
 
 def _in_cache(name: str) -> bool:
@@ -189,7 +201,7 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int]]:
             yield name, status.st_size
         else:
             raise BundleError(
-                f"{root}: '{name}' is a {_kind(status.st_mode)}; a bundle holds plain files only.",
+                f"{root}: '{name}' is a {kind_of(status.st_mode)}; a bundle holds plain files only.",
                 hint="do not use this bundle unless you know who made it; "
                 "if it was copied with links, copy the files themselves",
             )
@@ -198,11 +210,12 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int]]:
 def digest_entry(content: bytes | Path) -> dict[str, Any]:
     """Returns digest and size of a file to be written."""
     if isinstance(content, Path):
-        return {"sha256": _sha256(content), "size": content.stat().st_size}
+        return {"sha256": file_sha256(content), "size": content.stat().st_size}
     return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     try:
         with file.open("rb") as stream:
@@ -230,7 +243,7 @@ def _check_free(target: Path, *, force: bool) -> tuple[int, int, int] | None:
     status = target.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise BundleError(
-            f"{target}: is a {_kind(status.st_mode)}; it is never replaced by a bundle.",
+            f"{target}: is a {kind_of(status.st_mode)}; it is never replaced by a bundle.",
             hint="choose another output path, or remove it yourself",
         )
     foreign = _foreign(target)
@@ -364,6 +377,7 @@ def _read_error(file: Path, error: OSError) -> BundleError:
     return BundleError(f"{file}: cannot be read: {error.strerror or error}.", hint="check its permissions")
 
 
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """Returns what a file is, by its `st_mode`: "file", "folder", "symbolic link", ..."""
     kinds = {stat.S_IFLNK: "symbolic link", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
     return kinds.get(stat.S_IFMT(mode), "device or socket")

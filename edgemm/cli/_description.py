@@ -20,10 +20,15 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     Raises:
         BundleError: Not a bundle, damaged, unsafe or too new.
     """
-    from edgemm.bundle import read_manifest, verify
+    from dataclasses import replace
+
+    from edgemm.bundle import damaged_engines, read_manifest, verify
 
     manifest = read_manifest(path)
     verify(path, manifest)
+    damaged = damaged_engines(path, manifest)
+    lost = {name for engine in damaged for name in (engine, f"{engine}.json")}
+    manifest = replace(manifest, files={n: e for n, e in manifest.files.items() if n not in lost})
     data = manifest.to_json()
     plans = {v.name: _stage_decisions(path, manifest.files, v.name) for v in manifest.shipped}
     info, measured = data["info"], data["measured"]
@@ -49,7 +54,10 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "joins": data["joins"],
         "variants": [_variant(v, data, path) for v in data["variants"]],
         **{key: info.get(key) for key in ("model", "dynamic", "parity", "data", "float_size_bytes", "tools")},
-        "notes": info.get("notes", []),
+        "notes": [
+            *info.get("notes", []),
+            *(f"{e} {why}; build it again: edgemm build" for e, why in damaged.items()),
+        ],
         "machine": measured.get("machine"),
     }
 
@@ -57,7 +65,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
 def _variant(variant: Mapping[str, Any], data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Returns a variant of the manifest with the sizes of its engines, what was built of them, and its latency."""
     engines = [
-        e | {"size_bytes": data["files"][e["file"]]["size"], "built": _built(e["file"], data["files"], path)}
+        e | {"size_bytes": data["files"][e["file"]]["size"], "built": _built(e, data["files"], path)}
         for e in variant["engines"]
     ]
     latency = data["measured"].get("latency", {}).get(variant["name"])
@@ -65,17 +73,21 @@ def _variant(variant: Mapping[str, Any], data: Mapping[str, Any], path: Path) ->
     return {**variant, "engines": engines, "latency": latency, "lint": lint}
 
 
-def _built(graph: str, files: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Returns what the sidecars of the TensorRT engines of a graph say."""
-    from edgemm.runtime._trt.engines import engines_of
+def _built(entry: Mapping[str, Any], files: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Returns what the sidecars of a graph's TensorRT engines say; `unused` is why the plan would not use one."""
+    from edgemm.runtime._trt.engines import engines_of, other_plan
+    from edgemm.runtime._trt.sidecar import load_sidecar
 
     found = []
-    for name in engines_of(files, graph):
-        sidecar = json.loads((path / f"{name}.json").read_bytes())
-        keys = ("version", "compute_capabilities", "device", "precisions", "weights", "seconds")
+    for name in engines_of(files, entry["file"]):
+        side, options = load_sidecar(path / name), entry.get("options", {})
+        module = options.get("module", side.flavour)
+        unused = other_plan(side, onnx_sha256=files[entry["file"]]["sha256"], module=module, options=options)
         found.append(
-            {"file": name, "size_bytes": files[name]["size"], "module": sidecar["flavour"]}
-            | {key: sidecar[key] for key in keys}
+            {"file": name, "size_bytes": files[name]["size"], "module": side.flavour, "version": side.version}
+            | {"compute_capabilities": list(side.compute_capabilities), "device": dict(side.device)}
+            | {"precisions": dict(side.precisions), "weights": dict(side.weights), "seconds": side.seconds}
+            | {"size_limit": side.size_limit, "unused": unused}
         )
     return found
 

@@ -145,6 +145,7 @@ def render(report: BuildReport) -> str:
     text = table(
         ["variant", "engine", "built by", "size", "seconds", "layers", ""], rows, right=("size", "seconds")
     )
+    text += "".join(f"\ndropped {engine.file}: it {engine.reason}" for engine in report.dropped)
     made = sum(not e.kept for e in report.engines)
     size = megabytes(sum(e.sidecar.size for e in report.engines))
     gpu = f"SM {report.gpu.sm}" + (f", {report.gpu.name}" if report.gpu.memory else "")

@@ -41,7 +41,7 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     report = diagnose()
     if opened is not None:
         report["bundle"] = opened
-        report["problems"] += [opened["error"]] if opened["error"] else []
+        report["problems"] += [*opened["damaged"], *([opened["error"]] if opened["error"] else [])]
     if as_json:
         echo_json(report)
     else:
@@ -93,26 +93,30 @@ def diagnose(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def what_runs(bundle: Path) -> dict[str, Any]:
-    """Returns `{bundle, choice, lines, hints, error}`: what a session on `bundle` runs on this machine.
+    """Returns `{bundle, choice, lines, hints, error, damaged}`: what a session on `bundle` runs on this machine.
 
     Raises:
         BundleError: No bundle is there, or it is damaged.
     """
+    from edgemm.bundle import damaged_engines, read_manifest
     from edgemm.errors import BackendError, MissingExtraError
     from edgemm.runtime import open_session
 
+    report: dict[str, Any] = {"bundle": str(bundle), "choice": None, "lines": [], "hints": [], "error": None}
     try:
         with open_session(bundle) as session:
             choice = session.choice
     except (BackendError, MissingExtraError) as error:
-        return {"bundle": str(bundle), "choice": None, "lines": [], "hints": [error.hint], "error": str(error)}
-    assert choice is not None
-    return {
-        "bundle": str(bundle),
+        report |= {"hints": [error.hint], "error": str(error)}
+        choice = None
+    lost = damaged_engines(bundle, read_manifest(bundle)) if bundle.is_dir() else {}
+    report["damaged"] = [f"{engine} {why}; build it again: edgemm build {bundle}." for engine, why in lost.items()]
+    if choice is None:
+        return report
+    return report | {
         "choice": choice.to_json(),
         "lines": choice.lines(),
         "hints": list(dict.fromkeys(p.hint for p in choice.passed_over)),
-        "error": None,
     }
 
 

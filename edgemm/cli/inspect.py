@@ -232,18 +232,19 @@ def _engines(engines: Sequence[Mapping[str, Any]]) -> str:
     """Returns `"3 of 3 engines for SM 86 by tensorrt_rtx 1.7.1 (2.03 MB)"`, one text per kind that was built."""
     from edgemm.cli._output import megabytes
 
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[str, dict[str, int]] = {}  # one engine of each graph: several may fit the same GPU
     for engine in engines:
-        for built in engine["built"]:
+        for built in (b for b in engine["built"] if b["unused"] is None):
             sms = ", ".join(map(str, built["compute_capabilities"]))
             where = f"SM {sms}" if built["module"] == "tensorrt_rtx" else built["device"].get("name", "one GPU")
-            kinds.setdefault(f"{where} by {built['module']} {built['version']}", []).append(built["size_bytes"])
-    if not kinds:
-        return "no engines built yet (edgemm build)"
-    return "; ".join(
-        f"{len(sizes)} of {len(engines)} engines for {kind} ({megabytes(sum(sizes))})"
+            sizes = kinds.setdefault(f"{where} by {built['module']} {built['version']}", {})
+            sizes.setdefault(engine["name"], built["size_bytes"])
+    texts = [
+        f"{len(sizes)} of {len(engines)} engines for {kind} ({megabytes(sum(sizes.values()))})"
         for kind, sizes in kinds.items()
-    )
+    ] or ["no engines built yet (edgemm build)"]
+    unused = sum(b["unused"] is not None for engine in engines for b in engine["built"])
+    return "; ".join([*texts, *([f"{unused} with options that the plan does not ask for"] if unused else [])])
 
 
 def _lint(counts: Mapping[str, int] | None) -> str:

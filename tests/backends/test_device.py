@@ -144,6 +144,51 @@ def test_engines_of_another_device_are_built_again_beside_the_old_ones(
     assert {e.file for e in build_missing(built).engines if e.kept} == set(old)
 
 
+def _rewrite(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[::-1])
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda engine: [f.unlink() for f in engine.parent.glob(f"{engine.name}*")], "is missing"),
+    "changed": (_rewrite, "was changed after it was built"),
+    "sidecar": (
+        lambda engine: _rewrite(Path(f"{engine}.json")),
+        "has a sidecar that was changed after it was built",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_damaged_engine_is_dropped_and_built_again(built: Path, what: str) -> None:
+    """The same files come back; an engine that is not listed goes."""
+    before = engines_in(built)
+    break_it, reason = BROKEN[what]
+    image = next(f for f in before if "/image." in f)
+    stray = f"{image[: -len('0123456789ab.engine')]}ffffffffffff.engine"
+    break_it(built / image)
+    (built / stray).write_bytes(b"whose?")
+    report = build_missing(built)
+    assert [e.kept for e in report.engines] == [False, True, True]
+    assert {d.file: d.reason for d in report.dropped} == {image: reason, stray: "is not in the manifest"}
+    assert report.to_json()["dropped"]
+    assert engines_in(built) == before
+    verify(built, read_manifest(built))
+    assert all(read_sidecar(built / file) for file in before)  # each is the one that its sidecar tells of
+    assert build_missing(built).dropped == ()
+
+
+def test_engines_with_options_that_no_plan_asks_for_are_dropped(built: Path, tensorrt: Any, on: Any) -> None:
+    first = engines_in(built)
+    on(replace(ORIN, name="Orin NX"))
+    others = {e.file for e in build_missing(built).engines}
+    on(ORIN)
+    report = build_missing(built, options={"optimization_level": 5})
+    assert {d.file for d in report.dropped} == set(first)
+    assert {d.reason for d in report.dropped} == {"was built with optimization_level=None, the plan asks for 5"}
+    assert set(engines_in(built)) == others | {e.file for e in report.engines}  # another GPU's are not touched
+    verify(built, read_manifest(built))
+
+
 def test_options_become_part_of_the_plan_and_memory_does_not(built: Path) -> None:
     options = {"optimization_level": 5, "workspace": 2**28}
     report = build_missing(built, options=options)

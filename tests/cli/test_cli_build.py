@@ -105,6 +105,46 @@ def test_refusals_are_one_error_and_a_hint(
     assert engines_in(bundle) == []
 
 
+def test_damaged_engine_is_told_and_built_again(
+    edgemm: Any, bundle: Path, orin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgemm.cli import _diagnosis
+
+    light = tuple(p for p in _diagnosis.PACKAGES if p.module in ("numpy", "onnxruntime"))
+    monkeypatch.setattr(_diagnosis.check_packages, "__defaults__", (light,))
+    assert edgemm("build", bundle).code == 0
+    image = next(f for f in engines_in(bundle) if "/image." in f)
+    (bundle / image).unlink()
+    said = f"{image} is missing; build it again: edgemm build"
+    shown = edgemm("inspect", bundle)
+    assert shown.code == 0, shown.err
+    assert "2 of 3 engines for Orin by tensorrt 10.3.0" in shown.out
+    assert f"note: {said}" in shown.out
+    assert f"problem: {said} {bundle}." in edgemm("doctor", bundle).out
+    data = {n: np.ones((1, s), np.float32) for n, s in (("image", 64), ("audio", 32))}
+    np.savez(bundle.parent / "data.npz", **data)
+    run = edgemm("run", bundle, "--data", bundle.parent / "data.npz", "-o", bundle.parent / "out.npz")
+    assert run.code == 0, run.err
+    assert "'image' has no engine for this machine: the one in the bundle is missing." in run.out
+    built = edgemm("build", bundle)
+    assert built.code == 0, built.err
+    assert f"\ndropped {image}: it is missing\n" in built.out
+    assert "3 engines for SM 87, Orin, 1 built now" in built.out
+    assert "note: " not in edgemm("inspect", bundle).out
+
+
+def test_inspect_counts_the_engines_that_the_plan_uses(edgemm: Any, bundle: Path, orin: Path) -> None:
+    assert edgemm("build", bundle, "--level", "5").code == 0
+    result = edgemm("build", bundle, "--forget", "--level", "2")
+    assert "it was built with optimization_level=5, the plan asks for 2" in result.out
+    assert "3 of 3 engines for Orin by tensorrt 10.3.0" in edgemm("inspect", bundle).out
+    assert edgemm("build", bundle, "--forget", "--force").code == 0
+    assert len(engines_in(bundle)) == 6  # those of level 2 fit a plan that asks for no level
+    shown = edgemm("inspect", bundle).out
+    assert "3 of 3 engines for Orin by tensorrt 10.3.0" in shown
+    assert "does not ask for" not in shown
+
+
 def test_ctrl_c_keeps_what_was_built(bundle: Path, orin: Path) -> None:
     orin.write_text(FAKE.format(body="network.num_inputs == 2 and time.sleep(600)"))
     code = (

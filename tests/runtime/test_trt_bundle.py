@@ -107,3 +107,40 @@ def test_engines_of_another_gpu_are_passed_over(bundle: Path, trt: Any, cuda: Fa
         assert session.choice is not None
         assert session.choice.backend != "tensorrt"
         assert "Fake GPU 1" in " ".join(session.choice.lines())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda engine: engine.write_bytes(engine.read_bytes()[::-1]), "was changed after it was built"),
+        (lambda engine: engine.unlink(), "is missing"),
+        (
+            lambda engine: sidecar_file(engine).write_text("{}"),
+            "has a sidecar that was changed after it was built",
+        ),
+    ],
+    ids=["changed", "missing", "sidecar"],
+)
+def test_damaged_engine_is_passed_over_and_never_loaded(
+    bundle: Path, trt: Any, damage: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine that comes last: those before it are whole, and are not loaded either."""
+    loaded: list[bytes] = []
+    load = trt.Runtime.deserialize_cuda_engine
+    monkeypatch.setattr(
+        trt.Runtime, "deserialize_cuda_engine", lambda self, data: loaded.append(data) or load(self, data)
+    )
+    open_session(bundle).close()
+    assert len(loaded) == len(STAGES)
+    loaded.clear()
+    damage(bundle / next(f for f in engines_in(bundle) if "/fusion." in f))
+    with open_session(bundle) as session:
+        assert session.choice is not None
+        assert session.choice.backend != "tensorrt"
+        passed = session.choice.passed_over[0]
+        assert passed.reason == f"'fusion' has no engine for this machine: the one in the bundle {reason}."
+        assert passed.hint == f"build it here: edgemm build {bundle}"
+        assert session.run(FEEDS[0])["logits"].shape == (2, 16)
+    assert loaded == []
+    with pytest.raises(UnsupportedDeviceError, match="no engine for this machine"):
+        open_session(bundle, target="jetson-orin-nano")

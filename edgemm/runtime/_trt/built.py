@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgemm.bundle import EngineEntry, Manifest, Variant
+from edgemm.bundle import EngineEntry, Manifest, Variant, engine_damage
 from edgemm.errors import BackendError, UnsupportedDeviceError
 from edgemm.runtime._trt.engines import Gpu, engines_of, mismatch
 from edgemm.runtime._trt.module import load_module
@@ -44,12 +44,12 @@ def built_engines(folder: Path, manifest: Manifest, variant: Variant, gpu: Gpu) 
 def why_not(
     folder: Path, manifest: Manifest, entry: EngineEntry, file: str, module: str, version: str, gpu: Gpu
 ) -> str | None:
-    """Returns why the built engine `file` of `entry` must not be used, or None if it may."""
+    """Returns why the built engine `file` of `entry` must not be used, or None if it may.
+
+    One that may is byte for byte what the manifest says.
+    """
     try:
         sidecar = load_sidecar(folder / file)
-    except BackendError as error:
-        return str(error)
-    try:
         reason = mismatch(
             sidecar,
             onnx_sha256=str(manifest.files[entry.file]["sha256"]),
@@ -58,11 +58,13 @@ def why_not(
             gpu=gpu,
             options=entry.options,
         )
+    except BackendError as error:
+        return engine_damage(folder, manifest, file) or str(error)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return f"has a sidecar that makes no sense ({error})"
+        return engine_damage(folder, manifest, file) or f"has a sidecar that makes no sense ({error})"
     if reason is None and sidecar.sha256 != manifest.files[file]["sha256"]:
-        return "is not the one that its sidecar tells of"
-    return reason
+        reason = "is not the one that its sidecar tells of"
+    return reason or engine_damage(folder, manifest, file)
 
 
 def _lacking(entry: EngineEntry, reasons: Iterable[str]) -> str:

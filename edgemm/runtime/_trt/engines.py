@@ -1,8 +1,6 @@
-"""Which built engine belongs to a graph, and whether it may be used here. Reads sidecars, never an engine.
+"""What a built engine is for, and whether it may be used here. Reads sidecars, never an engine.
 
-engines/rtx-ampere-int8/image.onnx                        the planned graph, portable
-engines/rtx-ampere-int8/image.1f0c9a55d2e7.engine         built from it; the key is a digest of what it is for
-engines/rtx-ampere-int8/image.1f0c9a55d2e7.engine.json    its sidecar
+How engines are named and which graph they belong to is in `edgemm.bundle.engines`.
 """
 
 from __future__ import annotations
@@ -10,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgemm.bundle.engines import KEY_DIGITS
+from edgemm.bundle.engines import engine_path as engine_path
+from edgemm.bundle.engines import engines_of as engines_of
 from edgemm.runtime._trt.module import MODULES
 from edgemm.runtime._trt.sidecar import OptimizationProfile, Sidecar
-
-KEY_DIGITS = 12
-"""Hex digits of a key."""
 
 AMPERE = 80
 """The first compute capability of NVIDIA's Ampere, times ten."""
@@ -66,22 +64,6 @@ def engine_key(sidecar: Sidecar) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
-def engine_path(graph: str, key: str) -> str:
-    """Returns the engine's place: for the graph `"engines/v/image.onnx"` it is `"engines/v/image.KEY.engine"`."""
-    return f"{_stem(graph)}.{key}.engine"
-
-
-def engines_of(manifest_files: Iterable[str], graph: str) -> list[str]:
-    """Returns the built engines of `graph` that have a sidecar, sorted by name."""
-    files = set(manifest_files)
-    pattern = re.compile(re.escape(_stem(graph)) + rf"\.[0-9a-f]{{{KEY_DIGITS}}}\.engine")
-    return sorted(f for f in files if pattern.fullmatch(f) and f"{f}.json" in files)
-
-
-def _stem(graph: str) -> str:
-    return graph[: -len(".onnx")] if graph.endswith(".onnx") else graph
-
-
 def mismatch(
     sidecar: Sidecar, *, onnx_sha256: str, module: str, version: str, gpu: Gpu, options: Mapping[str, Any]
 ) -> str | None:
@@ -96,6 +78,15 @@ def mismatch(
         options: `EngineEntry.options` of the graph: its `profiles`, and in `build` the options of the builder that
             were asked for.
     """
+    return (
+        other_plan(sidecar, onnx_sha256=onnx_sha256, module=module, options=options)
+        or _other_version(sidecar, version)
+        or _other_device(sidecar, gpu)
+    )
+
+
+def other_plan(sidecar: Sidecar, *, onnx_sha256: str, module: str, options: Mapping[str, Any]) -> str | None:
+    """Returns why no device would use an engine for what a plan asks, in words as `mismatch`, or None."""
     if sidecar.onnx_sha256 != onnx_sha256:
         return (
             f"was built from another graph (sha256 {sidecar.onnx_sha256[:12]}…, this one has {onnx_sha256[:12]}…)"
@@ -104,11 +95,7 @@ def mismatch(
         return f"was built by {_title(sidecar.flavour)}, {_title(module)} would run it"
     if sidecar.profiles != tuple(OptimizationProfile.from_json(p) for p in options.get("profiles", ())):
         return "was built for other shapes than the plan's optimization profiles"
-    return (
-        _other_version(sidecar, version)
-        or _other_device(sidecar, gpu)
-        or _other_options(sidecar, options.get("build", {}))
-    )
+    return _other_options(sidecar, options.get("build", {}))
 
 
 def _title(module: str) -> str:
