@@ -6,8 +6,8 @@
    through; where a branch would keep less than `MIN_BITS`, the reader is split by branch, or stays float.
 3. *Half* (fp16 or bf16) for everything else whose tensors fit, with room to spare: the largest value that
    calibration saw, times `HEADROOM`, must be below the largest of the format.
-4. *Float32* where they do not fit, and for geometry: inputs such as intrinsics, poses and timestamps, and all
-   nodes that only they reach, until they meet features.
+4. *Float32* where they do not fit, and for geometry: what inputs such as intrinsics, poses and points become, and
+   the coordinates that something is read at (`geometry`).
 
 Source: NVIDIA TensorRT documentation, "Working with Quantized Types" and "Strongly Typed Networks".
 """
@@ -15,7 +15,6 @@ Source: NVIDIA TensorRT documentation, "Working with Quantized Types" and "Stron
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -27,6 +26,7 @@ from edgemm.partition import Stage, StageGraph
 from edgemm.quant.joins import MIN_BITS, JoinScales, decide_scales, explain_joins, join_scales
 from edgemm.quant.plan import BF16, FLOAT, HALF, INT8, Decision, QuantPlan
 from edgemm.quant.table import CalibrationTable, TensorRange
+from edgemm.quant.tensorrt.geometry import geometry_cone
 from edgemm.quant.tensorrt.half import HALF_OPS, allowed, float_values, is_float
 from edgemm.quant.tensorrt.rules import verdict
 from edgemm.quant.tensors import MOVES, constant_array, data_inputs, named_nodes, table_key
@@ -44,12 +44,6 @@ SMALLEST_SCALE = 2.0**-14
 
 HALF_SCALES = 19
 """First opset whose Q/DQ have scales in half precision."""
-
-GEOMETRY = re.compile(
-    r"(?:^|[_.\d])(?:intrinsics?|extrinsics?|poses?|timestamps?|calib(?:ration)?|geometry|[a-z]+2[a-z]+"
-    r"|projections?|rotations?|translations?|cam(?:era)?_(?:k|matrix))(?:$|[_.\d])"
-)
-"""Names of inputs that carry geometry or time instead of features: `lidar2img`, `cam_intrinsics`, `pose` ..."""
 
 Node = tuple[str, str]
 
@@ -86,9 +80,11 @@ def plan_tensorrt(
         )
     scales = join_scales(stage_graph, table, verdict)
     decisions: list[Decision] = []
+    cone = geometry_cone(stage_graph)
     for stage in stage_graph.stages:
         joins = tuple(j for j in scales if j.stage == stage.name)
-        decisions += _Stage(stage, table, half, keep_float or {}, no_int8 or {}, joins).decisions(stage_graph)
+        one = _Stage(stage, table, half, keep_float or {}, no_int8 or {}, joins)
+        decisions += one.decisions(stage_graph, cone)
     calibration = {
         "calibrator": table.calibrator,
         "samples": table.samples,
@@ -107,13 +103,12 @@ class _Stage:
     no_int8: Mapping[Node, tuple[str, str]]
     joins: tuple[JoinScales, ...]
 
-    def decisions(self, stage_graph: StageGraph) -> list[Decision]:
+    def decisions(self, stage_graph: StageGraph, cone: Mapping[ir.Node, str]) -> list[Decision]:
         nodes = named_nodes(self.stage.model.graph)
         found = {n: d for n, node in nodes.items() if (d := self._integer(n, node)) is not None}
         found |= decide_scales(self.joins, found, frozenset())
         chosen = {n for n, d in found.items() if d.precision == INT8}
         found |= {d.node: d for d in self._meetings(nodes, chosen)}
-        cone = geometry_cone(self.stage)
         for name, node in nodes.items():
             if (decision := self._rest(name, node, found.get(name), cone)) is not None:
                 found[name] = decision
@@ -206,7 +201,9 @@ class _Stage:
             pending += [u.node.outputs[0] for u in value.uses() if u.idx == 0 and u.node.op_type in MOVES]
         return False
 
-    def _rest(self, name: str, node: ir.Node, known: Decision | None, cone: set[ir.Node]) -> Decision | None:
+    def _rest(
+        self, name: str, node: ir.Node, known: Decision | None, cone: Mapping[ir.Node, str]
+    ) -> Decision | None:
         """Returns a node's decision with the float side settled: fp16, bf16 or float32."""
         floats = [v for v in (*node.inputs, *node.outputs) if v is not None and is_float(v)]
         if known is None and (not floats or node.op_type == "Constant"):
@@ -227,12 +224,14 @@ class _Stage:
             return None
         return self._decide(name, node, FLOAT, rule, reason)
 
-    def _why_float(self, name: str, node: ir.Node, floats: list[ir.Value], cone: set[ir.Node]) -> tuple[str, str]:
+    def _why_float(
+        self, name: str, node: ir.Node, floats: list[ir.Value], cone: Mapping[ir.Node, str]
+    ) -> tuple[str, str]:
         """Returns rule and reason for float32; two empty texts where half precision is enough."""
         if (self.stage.name, name) in self.keep:
             return self.keep[self.stage.name, name]
         if node in cone:
-            return "geometry", "geometry or time: rounded to half precision it would point elsewhere"
+            return "geometry", cone[node]
         if node.op_type not in HALF_OPS or node.domain not in ("", "ai.onnx"):
             return "no-half", f"{node.op_type} stays as it is"
         if self.half is not None and not allowed(node, self._opset, self.half):
@@ -262,20 +261,3 @@ class _Stage:
     def _small_scale(self, node: ir.Node) -> bool:
         scaled = [r for v in data_inputs(node) if (r := self._range(v)) is not None]
         return self.half == HALF and any(max(abs(r.low), abs(r.high)) / 127 < SMALLEST_SCALE for r in scaled)
-
-
-def geometry_cone(stage: Stage) -> set[ir.Node]:
-    """Returns the nodes that only geometry inputs (and constants) reach, those that only make shapes left out."""
-    from_geometry: dict[ir.Value, bool] = {}
-    for value in stage.model.graph.inputs:
-        from_geometry[value] = bool(GEOMETRY.search(str(value.name).lower()))
-    cone: set[ir.Node] = set()
-    for node in stage.model.graph:
-        sources = [from_geometry[v] for v in node.inputs if v in from_geometry]
-        if not sources:
-            continue
-        inside = all(sources)
-        from_geometry |= dict.fromkeys(node.outputs, inside)
-        if inside:
-            cone.add(node)
-    return cone

@@ -25,7 +25,8 @@ from edgemm.lint import lint
 from edgemm.partition import Stage, StageGraph
 from edgemm.quant.plan import FLOAT, INT8, Decision, QuantPlan
 from edgemm.quant.tensorrt.apply import apply_tensorrt
-from edgemm.quant.tensorrt.placement import geometry_cone, plan_tensorrt
+from edgemm.quant.tensorrt.geometry import geometry_cone
+from edgemm.quant.tensorrt.placement import plan_tensorrt
 
 OFF = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
@@ -137,14 +138,14 @@ def test_values_that_fp16_cannot_hold_stay_float() -> None:
     example, names = (torch.rand(2, 8, 64), torch.rand(2, 4, 4)), ("features", "lidar2img")
     graph, stages, table = prepared(Projected(), example, *names)
     plan = plan_tensorrt(stages, table)
-    cone = {str(n.name) for s in stages.stages for n in geometry_cone(s)}
+    cone = {str(n.name) for n in geometry_cone(stages)}
     assert cone
     assert {d.rule for d in plan.decisions if d.node in cone} == {"geometry"}
     feed = random_feed(graph, 1, 5)
     floats = {s.name: s.model for s in stages.stages}
     a, b = run(stages, floats, feed)["y"], run(stages, applied(stages, plan, table), feed)["y"]
     np.testing.assert_allclose(b, a, atol=0.05 * np.abs(a).max())
-    _, stages, large = prepared(Projected(), example, *names, scale=300.0)
+    _, stages, large = prepared(Projected(), example, "features", "codes", scale=300.0)
     over = of(plan_tensorrt(stages, large), rule="overflow")
     assert any(d.op == "MatMul" for d in over)
     assert all("fp16 holds 6.55e+04" in d.reason for d in over)
