@@ -116,12 +116,19 @@ def test_an_older_runtime_is_taken_when_the_newest_has_no_driver(
     assert find_gpu().sm == 87
 
 
-def test_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("machine", "source", "not_there"),
+    [("x86_64", "pip install nvidia-cuda-runtime", "JetPack"), ("aarch64", "nvidia-jetpack", "pip install")],
+)
+def test_no_library(monkeypatch: pytest.MonkeyPatch, machine: str, source: str, not_there: str) -> None:
     monkeypatch.setattr(library, "_candidates", lambda: iter(["libcudart.so.none", "libc.so.6"]))
+    monkeypatch.setattr("platform.machine", lambda: machine)
     library.load_runtime.cache_clear()
     with pytest.raises(UnsupportedDeviceError, match="runtime library is not found") as caught:
         Cuda()
     assert "LD_LIBRARY_PATH" in caught.value.hint
+    assert source in caught.value.hint
+    assert not_there not in caught.value.hint
 
 
 def test_no_driver_library(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
+import platform
 import sys
 from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
@@ -105,8 +106,18 @@ def load_runtime() -> Any:
         raise UnsupportedDeviceError(f"CUDA finds no GPU here ({refused}).", hint=_HINT)
     raise UnsupportedDeviceError(
         f"CUDA's runtime library is not found ({', '.join(RUNTIME_NAMES)}).",
-        hint="install CUDA or `pip install nvidia-cuda-runtime-cu12`, or add its folder to LD_LIBRARY_PATH",
+        hint=_runtime_hint(platform.machine()),
     )
+
+
+def _runtime_hint(arch: str) -> str:
+    """Returns where the CUDA runtime comes from: on arm64 it is a Jetson as a rule, whose JetPack has it."""
+    if arch.lower() in ("aarch64", "arm64"):
+        return (
+            "on a Jetson it comes with JetPack: sudo apt install nvidia-jetpack; elsewhere install CUDA, or add "
+            "its folder to LD_LIBRARY_PATH"
+        )
+    return "install CUDA or `pip install nvidia-cuda-runtime-cu12`, or add its folder to LD_LIBRARY_PATH"
 
 
 @functools.cache
