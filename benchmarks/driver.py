@@ -39,6 +39,11 @@ def run(
     print()
     show(rows)
     if options.json:
-        record = {**measured_here(0), "tools": tool_versions(), "fixtures": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        keep(options.json, rows)
+
+
+def keep(file: Path, rows: Sequence[Row]) -> None:
+    """Writes rows as JSON, with the date, the machine and the versions of what made them."""
+    record = {**measured_here(0), "tools": tool_versions(), "fixtures": rows}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n")
