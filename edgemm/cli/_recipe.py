@@ -31,9 +31,9 @@ _OPTIONS = [
     click.option("--max-drop", type=float, help="Largest loss of the metric that may ship.", show_default="0.01"),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "fp16", "int8"]),
-        help="auto: integers, fp16 or bf16 where faster and within --max-drop. int8: or fail. fp32: float. fp16: "
-        "without integers (NVIDIA targets).",
+        type=click.Choice(["auto", "fp32", "fp16", "int8", "fp8", "int4"]),
+        help="auto: integers, fp16 or bf16 where faster and within --max-drop. int8: or fail. fp32: float. "
+        "NVIDIA targets: fp16 without integers; fp8 (SM 89 or later) or fail; int4 weights alone, or fail.",
         show_default="auto",
     ),
     click.option(

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgemm.backends.targets import Target, find_targets
+from edgemm.backends.targets import Target, find_targets, list_targets
 from edgemm.bundle import Manifest, StageEntry, check_output, write_bundle
 from edgemm.errors import BackendError, QuantizationError, RecipeError
 from edgemm.export.request import ExportResult
@@ -40,6 +40,9 @@ from edgemm.quant.plan import HALF
 from edgemm.quant.tensorrt.placement import TARGET as TENSORRT_PLAN
 from edgemm.recipe import Recipe, build_recipe
 from edgemm.rewrite.pipeline import rewrite
+
+RARE = ("fp8", "int4")
+"""Precisions that are only demanded, and that only some targets have."""
 
 __all__ = ["ConvertResult", "Progress", "convert"]
 
@@ -134,11 +137,7 @@ def _targets(recipe: Recipe) -> tuple[Target, ...]:
     """
     targets = find_targets(recipe.target)
     for target in targets:
-        if target.module is None and recipe.quantize.precision == HALF:
-            raise RecipeError(
-                f"precision fp16 is for NVIDIA targets, not for '{target.name}'.",
-                hint="use --precision auto, or leave the target out",
-            )
+        _can_have(target, recipe.quantize.precision)
     if recipe.quantize.plan is not None:
         made_for = open_plan(recipe.quantize.plan).target
         for target in targets:
@@ -148,6 +147,22 @@ def _targets(recipe: Recipe) -> tuple[Target, ...]:
                     hint="convert for each kind of target by itself, with its own plan",
                 )
     return targets
+
+
+def _can_have(target: Target, precision: str) -> None:
+    """Checks that a target has a precision that is demanded and that not every target has."""
+    if target.module is None and precision in (HALF, *RARE):
+        raise RecipeError(
+            f"precision {precision} is for NVIDIA targets, not for '{target.name}'.",
+            hint="use --precision auto, or leave the target out",
+        )
+    if precision in RARE and precision not in target.precisions:
+        sm = f" (SM {target.sm})" if target.sm else ""
+        able = [t.name for t in list_targets() if t.module is not None and precision in t.precisions]
+        raise RecipeError(
+            f"precision {precision} does not exist on {target.name}{sm}: it has {', '.join(target.precisions)}.",
+            hint=f"use --precision auto; {precision} is for {', '.join(able)}",
+        )
 
 
 def _layouts(recipe: Recipe, graph: ExportedGraph, stages: StageGraph) -> tuple[Layout, ...]:

@@ -42,6 +42,7 @@ from edgemm.pipeline.tensorrt_graphs import (
 )
 from edgemm.pipeline.tensorrt_plans import TrtPlans, TrtProposal
 from edgemm.quant.plan import FLOAT, HALF, INT8
+from edgemm.quant.tensorrt.formats import BY_NAME, FORMATS
 from edgemm.recipe import Recipe
 
 TABLE = "calibration-tensorrt.json"
@@ -133,7 +134,8 @@ class TrtContest:
         wanted = self.recipe.quantize.precision
         if self._plans is not None:
             half = HALF if HALF in target.precisions else None
-            yield from self._plans.proposals(half, integers=INT8 in target.precisions)
+            low = BY_NAME.get(wanted, FORMATS[INT8])
+            yield from self._plans.proposals(half, low if low.name in target.precisions else None)
         if wanted in ("auto", FLOAT):
             yield self._float
 
@@ -148,7 +150,7 @@ class TrtContest:
             self.progress.step("verify", f"{found.name}: refused, {found.refused}")
             refused.setdefault(proposal.precision, found)
         wanted = self.recipe.quantize.precision
-        if wanted in (INT8, HALF):
+        if wanted in (*BY_NAME, HALF):
             reason = refused[wanted].refused if wanted in refused else f"{target.name} has no {wanted}"
             raise QuantizationError(
                 f"{wanted} was demanded and cannot ship for {target.name}: {reason}.", hint=_REMEDY
@@ -260,7 +262,7 @@ class TrtContest:
         result = {}
         for stage in self.stages.stages:
             decided = [d.precision for d in plan.stage(stage.name)] if plan is not None else []
-            kinds = [p for p in (INT8, HALF) if p in decided]
+            kinds = [p for p in (*FORMATS, HALF) if p in decided]
             left = stage.nodes - sum(d in kinds for d in decided)
             counts = [f"{decided.count(p)} {p}" for p in kinds] + ([f"{left} float"] if left else [])
             result[stage.name] = ", ".join(counts) if kinds else "float"

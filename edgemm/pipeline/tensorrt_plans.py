@@ -1,5 +1,7 @@
 """Plans for TensorRT that are within the budget: int8 with half, then with fewer int8 nodes, then half alone.
 
+Where fp8 or int4 weights are demanded they take the place of int8.
+
 Accuracy is that of the planned graphs on ONNX Runtime's CPU provider, node by node as they are written. Nothing is
 timed: the order is by what is int8, and which groups go back to half precision is decided by the error that each
 causes, against what a cost model says that it saves.
@@ -30,18 +32,19 @@ from edgemm.quant.collect import collect
 from edgemm.quant.groups import Group, group_nodes
 from edgemm.quant.joins import join_warnings
 from edgemm.quant.measure import ChainMeasure, Scoring
-from edgemm.quant.plan import FLOAT, HALF, INT8, QuantPlan
+from edgemm.quant.plan import FLOAT, HALF, QuantPlan
 from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
 from edgemm.quant.table import CalibrationTable
 from edgemm.quant.tensorrt.apply import apply_tensorrt
 from edgemm.quant.tensorrt.cost import savings
+from edgemm.quant.tensorrt.formats import BY_NAME, FORMATS, Format
 from edgemm.quant.tensorrt.placement import plan_tensorrt, tensors_to_watch
 from edgemm.quant.tensorrt.rehearse import rehearse
 from edgemm.recipe import Recipe
 from edgemm.tensors import IOSpec
 
 MILDER = 3
-"""Plans with fewer int8 nodes that are tried after the one that the rules make."""
+"""Plans with fewer quantized nodes that are tried after the one that the rules make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class TrtProposal:
     """A plan that may ship.
 
     Attributes:
-        precision: `"int8"` (the rest is half), `"fp16"` or `"fp32"`.
+        precision: `"int8"`, `"fp8"` or `"int4"` (the rest is half), `"fp16"` or `"fp32"`.
         plan: The decisions; None is plain float32.
         table: What the plan is applied with; None for plain float32.
         objection: Why it is not worth building, or None.
@@ -110,30 +113,30 @@ class TrtPlans:
     result: SearchResult | None = None
     groups: tuple[Group, ...] = ()
     notes: list[str] = field(default_factory=list)
-    _integers: dict[str, list[TrtProposal]] = field(default_factory=dict)
-    _searched: set[str] = field(default_factory=set)
+    _quantized: dict[tuple[str, str], list[TrtProposal]] = field(default_factory=dict)
+    _searched: set[tuple[str, str]] = field(default_factory=set)
     _halves: dict[str, TrtProposal] = field(default_factory=dict)
 
-    def proposals(self, half: str | None, *, integers: bool) -> Iterator[TrtProposal]:
-        """Yields plans with integers, then the one with half precision alone; those over the budget with a reason.
+    def proposals(self, half: str | None, low: Format | None) -> Iterator[TrtProposal]:
+        """Yields plans with a low precision, then half precision alone; those over the budget with a reason.
 
         Args:
             half: Half precision that the target has, or None.
-            integers: Whether it has int8.
+            low: Low precision that may be used and that it has, or None.
         """
         wanted = self.recipe.quantize.precision
         if self.given is not None:
             yield self._known(self.given)
             return
-        if integers and wanted in ("auto", INT8):
-            key = half or FLOAT
-            if key not in self._integers:
-                self._integers[key] = [self._by_rules(half)]
-            known = self._integers[key]
+        if low is not None and wanted in ("auto", *BY_NAME):
+            key = low.precision, half or FLOAT
+            if key not in self._quantized:
+                self._quantized[key] = [self._by_rules(half, low)]
+            known = self._quantized[key]
             yield known[0]
             if known[0].plan is not None and key not in self._searched:
                 self._searched.add(key)
-                known += self._milder(half, known[0])
+                known += self._milder(half, low, known[0])
             yield from known[1:]
         if half is not None and wanted in ("auto", HALF):
             if half not in self._halves:
@@ -144,22 +147,24 @@ class TrtPlans:
 
     def _known(self, plan: QuantPlan) -> TrtProposal:
         kinds = {d.precision for d in plan.decisions}
-        precision = next((p for p in (INT8, HALF) if p in kinds), FLOAT)
-        return self._scored(precision, plan)
+        low = next((f.name for p, f in FORMATS.items() if p in kinds), None)
+        return self._scored(low or (HALF if HALF in kinds else FLOAT), plan)
 
-    def _by_rules(self, half: str | None) -> TrtProposal:
-        """Returns the plan with everything in int8 that the placement rules would have so."""
-        plan = plan_tensorrt(self.stages, self.table, half)
-        if INT8 in plan.counts():
-            return self._scored(INT8, plan)
+    def _by_rules(self, half: str | None, low: Format) -> TrtProposal:
+        """Returns the plan with everything quantized that the placement rules would have so."""
+        plan = plan_tensorrt(self.stages, self.table, half, low=low.precision)
+        if low.precision in plan.counts():
+            return self._scored(low.name, plan)
         reasons = dict.fromkeys(f"{d.op} {d.node}: {d.reason}" for d in plan.decisions if d.rule not in _OTHER)
         text = "; ".join(list(reasons)[:3]) + ("; ..." if len(reasons) > 3 else "")
-        return TrtProposal(INT8, objection=f"nothing is int8: {text or 'no Conv, Gemm or MatMul gains from it'}")
+        text = text or f"no {'Gemm' if low.weights_only else 'Conv, Gemm'} or MatMul gains from it"
+        return TrtProposal(low.name, objection=f"nothing is {low.name}: {text}")
 
-    def _milder(self, half: str | None, first: TrtProposal) -> list[TrtProposal]:
-        """Returns plans with fewer int8 nodes that are within the budget, those with most of them first."""
+    def _milder(self, half: str | None, low: Format, first: TrtProposal) -> list[TrtProposal]:
+        """Returns plans with fewer quantized nodes that are within the budget, those with most of them first."""
         assert first.plan is not None
-        options = {(d.stage, d.node): (INT8, FLOAT) for d in first.plan.decisions if d.precision == INT8}
+        kind = low.precision
+        options = {(d.stage, d.node): (kind, FLOAT) for d in first.plan.decisions if d.precision == kind}
         groups = group_nodes(self.stages, options)
         limits = replace(self._limits, modelled=savings(self.stages, groups))
 
@@ -170,20 +175,20 @@ class TrtPlans:
                 if g.name not in setting
                 for node in g.nodes
             }
-            return plan_tensorrt(self.stages, self.table, half, no_int8=gone)
+            return plan_tensorrt(self.stages, self.table, half, low=kind, no_low=gone)
 
-        start = {g.name: INT8 for g in groups}
+        start = {g.name: kind for g in groups}
         with self.clock("search"):
             result = search(groups, start, plan_of, self._measure, limits, progress=_bar(self.progress, "search"))
         self.result, self.groups = result, groups
         for step in result.steps:
             self.progress.step("search", step)
-        fitting = [p for p in result.points if p.fits and INT8 in p.plan.counts() and p.setting != start]
+        fitting = [p for p in result.points if p.fits and kind in p.plan.counts() and p.setting != start]
         self.progress.step(
             "search",
             f"{len(result.points)} plans scored for TensorRT, {len(fitting)} milder ones within the budget",
         )
-        return [TrtProposal(INT8, self._with_costs(p, groups), self.table) for p in fitting[:MILDER]]
+        return [TrtProposal(low.name, self._with_costs(p, groups), self.table) for p in fitting[:MILDER]]
 
     def _with_costs(self, point: Point, groups: tuple[Group, ...]) -> QuantPlan:
         assert self.result is not None
@@ -194,7 +199,7 @@ class TrtPlans:
     def _half_alone(self, half: str) -> TrtProposal:
         why = "half", f"{half}; int8 is left out"
         every = {(s.name, str(node.name)): why for s in self.stages.stages for node in s.model.graph}
-        plan = plan_tensorrt(self.stages, self.table, half, no_int8=every)
+        plan = plan_tensorrt(self.stages, self.table, half, no_low=every)
         if half not in plan.counts():
             reasons = dict.fromkeys(d.reason for d in plan.decisions if d.rule == "overflow")
             text = "; ".join(list(reasons)[:2]) or "no node has it"

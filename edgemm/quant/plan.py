@@ -20,10 +20,13 @@ DYNAMIC = "int8-dynamic"
 WEIGHT8, WEIGHT4 = "int8-weight", "int4-weight"
 """Weight-only: stored in 8 or 4 bits, activations stay float."""
 
+FP8 = "fp8"
+"""Static, as int8, in float8 E4M3: for TensorRT on GPUs that have it."""
+
 HALF, BF16 = "fp16", "bf16"
 """Half precision, by casts: for TensorRT."""
 
-PRECISIONS = (FLOAT, INT8, DYNAMIC, WEIGHT8, WEIGHT4, HALF, BF16)
+PRECISIONS = (FLOAT, INT8, DYNAMIC, WEIGHT8, WEIGHT4, FP8, HALF, BF16)
 
 
 @dataclass(frozen=True, slots=True)

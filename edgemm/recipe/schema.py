@@ -12,7 +12,7 @@ from edgemm.data import Blank
 from edgemm.errors import DataError
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
-Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "int8", "fp8", "int4"]
 Layout = Literal["auto", "staged", "whole"]
 Engine = Literal["auto", "onnxruntime", "openvino"]
 Objective = Literal["latency", "size", "accuracy"]
@@ -118,7 +118,7 @@ class QuantizeSection(Section):
     precision: Precision = Field(
         default="auto",
         description="auto: integers, fp16 or bf16 where faster and within budget. int8: or fail. fp32: float. "
-        "fp16: without integers (NVIDIA targets).",
+        "NVIDIA targets: fp16: without integers; fp8 (SM 89 or later): or fail; int4: weights alone, or fail.",
     )
     calibrator: Calibrator = Field(default="mse", description="How a tensor's range is chosen.")
     objective: Objective = Field(
@@ -179,6 +179,6 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _ranges_need_data(self) -> Recipe:
         wanted = self.quantize.precision
-        if wanted in ("int8", "fp16") and self.data.calib is None:
+        if wanted not in ("auto", "fp32") and self.data.calib is None:
             raise ValueError(f"quantize.precision is {wanted} but data.calib is missing: ranges are never guessed")
         return self

@@ -341,7 +341,7 @@ def test_mistyped_words(
     ("options", "message"),
     [
         (("--calip", "x.npz"), "'--calib'"),
-        (("--precision", "in8"), "'in8' is not one of 'auto', 'fp32', 'fp16', 'int8'"),
+        (("--precision", "in8"), "'in8' is not one of 'auto', 'fp32', 'fp16', 'int8', 'fp8', 'int4'"),
         (("--modality", "image"), "--modality: got 'image', expected INPUT=NAME."),
         (("--state", "=h"), "--state: got '=h', expected IN=OUT."),
         (("second.onnx",), "unexpected extra argument"),

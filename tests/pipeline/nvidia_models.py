@@ -44,6 +44,10 @@ STRIDED = """strided (float[batch,16,time] sound, float[batch,32] motion) => (fl
 
 AXES = {"axes": np.array([1], np.int64)}
 PRODUCTS = {"wa": weights(32, 32), "wb": weights(32, 32), "head": weights(64, 5)} | AXES
+WIDE_PAIR = PAIR.replace("batch,4,32", "batch,4,128")
+"""The same with products of 128 × 64."""
+
+WIDE_PRODUCTS = {"wa": weights(128, 64), "wb": weights(128, 64), "head": weights(128, 5)} | AXES
 FACTOR = {"factor": np.float32(20_000)}
 CONVOLUTIONS = {
     "k1": weights(32, 16, 3),
@@ -62,10 +66,10 @@ def save(text: str, arrays: Mapping[str, np.ndarray], path: Path) -> Path:
     return path
 
 
-def rows(count: int, seed: int, **outliers: float) -> dict[str, np.ndarray]:
+def rows(count: int, seed: int, width: int = WIDTH, **outliers: float) -> dict[str, np.ndarray]:
     """Returns arrays for `a` and `b`; one element of each row of an input in `outliers` is that large."""
     random = np.random.default_rng(seed)
-    found = {n: random.standard_normal((count, ROWS, WIDTH)).astype(np.float32) for n in ("a", "b")}
+    found = {n: random.standard_normal((count, ROWS, width)).astype(np.float32) for n in ("a", "b")}
     for name, value in outliers.items():
         found[name][:, :, 0] = value
     return found

@@ -9,7 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nvidia_models import CONVOLUTIONS, FACTOR, LOUD, PAIR, PRODUCTS, STRIDED, VOLUME, rows, save, strided
+from nvidia_models import (
+    CONVOLUTIONS,
+    FACTOR,
+    LOUD,
+    PAIR,
+    PRODUCTS,
+    STRIDED,
+    VOLUME,
+    WIDE_PAIR,
+    WIDE_PRODUCTS,
+    rows,
+    save,
+    strided,
+)
 from rtx import SKIP
 
 from edgemm.backends.tensorrt import read_sidecar
@@ -20,7 +33,7 @@ from edgemm.runtime._trt.engines import Gpu, engine_key, engine_path, engines_of
 
 pytestmark = pytest.mark.skipif(bool(SKIP), reason=SKIP)
 
-AMPERE, BLACKWELL, TURING = "rtx-ampere", "rtx-blackwell", "rtx-turing"
+ADA, AMPERE, BLACKWELL, TURING = "rtx-ada", "rtx-ampere", "rtx-blackwell", "rtx-turing"
 SM = {AMPERE: 86, BLACKWELL: 120, TURING: 75}
 Made = Callable[..., ConvertResult]
 
@@ -104,6 +117,34 @@ def test_what_the_builder_refuses_is_refused_in_its_words(made: Made, monkeypatc
     assert refused.name == f"{AMPERE}-fp32"
     assert "(Det)" in str(refused.refused)
     assert not [f for f in result.manifest.files if f.startswith(f"engines/{AMPERE}")]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "targets"),
+    [("fp8", "float8_e4m3fn", {ADA: 89, BLACKWELL: 120}), ("int4", "int4", {AMPERE: 86, BLACKWELL: 120})],
+)
+def test_fp8_and_int4_are_in_the_engines(made: Made, precision: str, dtype: str, targets: dict[str, int]) -> None:
+    result = made(
+        WIDE_PAIR,
+        WIDE_PRODUCTS,
+        rows(60, 3, width=128),
+        target=list(targets),
+        quantize={"precision": precision},
+        evaluate={"max_drop": 0.5},
+    )
+    manifest = read_manifest(result.path)
+    verify(result.path, manifest)
+    assert [v.name for v in manifest.shipped] == [f"{t}-{precision}" for t in targets]
+    for variant in manifest.shipped:
+        quantized = 0
+        for entry in variant.engines:
+            (name,) = engines_of(manifest.files, entry.file)
+            sidecar = read_sidecar(result.path / name)
+            assert sidecar.compute_capabilities == (targets[variant.target],)
+            held = precision in entry.options["precisions"]
+            assert held == any(layer.quantized == dtype for layer in sidecar.layers)
+            quantized += sidecar.weights["quantized"]
+        assert quantized == 2 * 128 * 64 * (8 if precision == "fp8" else 4) // 8
 
 
 def test_float_engines_without_samples(made: Made) -> None:

@@ -1,9 +1,11 @@
-"""Where int8, fp16 and float32 go for TensorRT: a decision for every node that computes.
+"""Where int8 (or fp8, or int4 weights), fp16 and float32 go for TensorRT: a decision for every node that computes.
 
 1. *int8* by the rules on the graph (`rules`) and on calibrated ranges. Scales are symmetric, one per tensor.
 2. *Joins.* At a residual Add the skip input is int8 and the other stays as the convolution gives it, which lets
    TensorRT fuse both. At a Concat in front of an int8 node the branches share one scale, so that the integers pass
    through; where a branch would keep less than `MIN_BITS`, the reader is split by branch, or stays float.
+   fp8 is for the same products, and has no joins: its error is relative, so a small branch loses nothing beside a
+   large one. Int4 is for weights alone.
 3. *Half* (fp16 or bf16) for everything else whose tensors fit, with room to spare: the largest value that
    calibration saw, times `HEADROOM`, must be below the largest of the format.
 4. *Float32* where they do not fit, and for geometry: what inputs such as intrinsics, poses and points become, and
@@ -24,11 +26,12 @@ import onnx_ir as ir
 from edgemm.errors import QuantizationError
 from edgemm.partition import Stage, StageGraph
 from edgemm.quant.joins import MIN_BITS, JoinScales, decide_scales, explain_joins, join_scales
-from edgemm.quant.plan import BF16, FLOAT, HALF, INT8, Decision, QuantPlan
+from edgemm.quant.plan import BF16, FLOAT, HALF, INT8, WEIGHT4, Decision, QuantPlan
 from edgemm.quant.table import CalibrationTable, TensorRange
+from edgemm.quant.tensorrt.formats import BLOCK_SIZE, FORMATS, SMALLEST_SCALE
 from edgemm.quant.tensorrt.geometry import geometry_cone
 from edgemm.quant.tensorrt.half import HALF_OPS, allowed, float_values, is_float
-from edgemm.quant.tensorrt.rules import verdict
+from edgemm.quant.tensorrt.rules import verdict, verdict_in
 from edgemm.quant.tensors import MOVES, constant_array, data_inputs, named_nodes, table_key
 
 TARGET = "tensorrt"
@@ -38,9 +41,6 @@ HEADROOM = 4.0
 
 LARGEST = {HALF: 65504.0, BF16: 3.3e38}
 """Largest number of each format (IEEE 754 binary16; bfloat16)."""
-
-SMALLEST_SCALE = 2.0**-14
-"""Scales below this are subnormal in fp16 and lose digits."""
 
 HALF_SCALES = 19
 """First opset whose Q/DQ have scales in half precision."""
@@ -58,32 +58,39 @@ def plan_tensorrt(
     table: CalibrationTable,
     half: str | None = HALF,
     *,
+    low: str = INT8,
     keep_float: Mapping[Node, tuple[str, str]] | None = None,
-    no_int8: Mapping[Node, tuple[str, str]] | None = None,
+    no_low: Mapping[Node, tuple[str, str]] | None = None,
 ) -> QuantPlan:
-    """Returns a decision for every node of the stages that int8, fp16 or bf16 is a question for.
+    """Returns a decision for every node of the stages that a low or half precision is a question for.
 
     Args:
         stage_graph: The float stages.
         table: Ranges of `tensors_to_watch`, from `collect`.
-        half: `"fp16"`, `"bf16"`, or None: what is not int8 stays float32.
+        half: `"fp16"`, `"bf16"`, or None: what is not quantized stays float32.
+        low: Of `formats.FORMATS`: what weights, and the activations that they meet, may be quantized to.
         keep_float: `(stage, node)` -> `(rule, reason)` for nodes that stay float32 whatever else says.
-        no_int8: The same for nodes that are not int8; they are half precision where that is enough.
+        no_low: The same for nodes that are not quantized; they are half precision where that is enough.
 
     Raises:
-        QuantizationError: There is no such half precision.
+        QuantizationError: There is no such half or low precision.
     """
+    if low not in FORMATS:
+        raise QuantizationError(
+            f"no low precision '{low}' (low precisions: {', '.join(FORMATS)}).",
+            hint="use int8 on every NVIDIA GPU",
+        )
     if half is not None and half not in LARGEST:
         raise QuantizationError(
             f"no half precision '{half}' (half precisions: {', '.join(LARGEST)}).",
             hint="use fp16 on every NVIDIA GPU",
         )
-    scales = join_scales(stage_graph, table, verdict)
+    scales = join_scales(stage_graph, table, verdict) if low == INT8 else ()
     decisions: list[Decision] = []
     cone = geometry_cone(stage_graph)
     for stage in stage_graph.stages:
         joins = tuple(j for j in scales if j.stage == stage.name)
-        one = _Stage(stage, table, half, keep_float or {}, no_int8 or {}, joins)
+        one = _Stage(stage, table, half, low, keep_float or {}, no_low or {}, joins)
         decisions += one.decisions(stage_graph, cone)
     calibration = {
         "calibrator": table.calibrator,
@@ -99,18 +106,22 @@ class _Stage:
     stage: Stage
     table: CalibrationTable
     half: str | None
+    low: str
     keep: Mapping[Node, tuple[str, str]]
-    no_int8: Mapping[Node, tuple[str, str]]
+    no_low: Mapping[Node, tuple[str, str]]
     joins: tuple[JoinScales, ...]
+    lifted: bool = False
 
     def decisions(self, stage_graph: StageGraph, cone: Mapping[ir.Node, str]) -> list[Decision]:
         nodes = named_nodes(self.stage.model.graph)
         found = {n: d for n, node in nodes.items() if (d := self._integer(n, node)) is not None}
         found |= decide_scales(self.joins, found, frozenset())
-        chosen = {n for n, d in found.items() if d.precision == INT8}
-        found |= {d.node: d for d in self._meetings(nodes, chosen)}
+        chosen = {n for n, d in found.items() if d.precision == self.low}
+        if self.low == INT8:
+            found |= {d.node: d for d in self._meetings(nodes, chosen)}
+        after = replace(self, lifted=any(nodes[n] not in cone for n in chosen))
         for name, node in nodes.items():
-            if (decision := self._rest(name, node, found.get(name), cone)) is not None:
+            if (decision := after._rest(name, node, found.get(name), cone)) is not None:
                 found[name] = decision
         told = {d.node: d for d in explain_joins(stage_graph, self.stage, self.joins, found)}
         found |= {n: d if n not in found else replace(found[n], reason=d.reason) for n, d in told.items()}
@@ -118,26 +129,30 @@ class _Stage:
 
     @property
     def _opset(self) -> int:
-        return self.stage.model.opset_imports.get("", 0)
+        """The opset that the graph will have: what it is quantized to may need a newer one."""
+        own = self.stage.model.opset_imports.get("", 0)
+        return max(own, FORMATS[self.low].opset) if self.lifted else own
 
     def _decide(self, name: str, node: ir.Node, precision: str, rule: str, reason: str) -> Decision:
         return Decision(name, node.op_type, self.stage.name, precision, rule, reason)
 
     def _integer(self, name: str, node: ir.Node) -> Decision | None:
         """Returns the decision of a node that has a weight, by the rules, its ranges and what was asked for."""
-        guess = verdict(node)
+        guess = verdict_in(self.low, node)
         if guess is None:
             return None
         decision = self._decide(name, node, guess.precision, guess.rule, guess.reason)
-        if guess.precision != INT8:
+        if guess.precision != self.low:
             return decision
         key = self.stage.name, name
-        problem = self.keep.get(key) or self.no_int8.get(key) or self._range_problem(node)
+        problem = self.keep.get(key) or self.no_low.get(key) or self._range_problem(node)
         if problem is not None:
             return replace(decision, precision=FLOAT, rule=problem[0], reason=problem[1])
-        return decision
+        return replace(decision, options={"block_size": BLOCK_SIZE}) if self.low == WEIGHT4 else decision
 
     def _range_problem(self, node: ir.Node) -> tuple[str, str] | None:
+        if FORMATS[self.low].weights_only:
+            return None
         for value in data_inputs(node):
             found = self._range(value)
             if found is None:
@@ -209,7 +224,7 @@ class _Stage:
         if known is None and (not floats or node.op_type == "Constant"):
             return None
         rule, reason = self._why_float(name, node, floats, cone)
-        if known is not None and known.precision == INT8:
+        if known is not None and known.precision == self.low:
             if rule == "geometry":
                 return replace(known, precision=FLOAT, rule=rule, reason=reason)
             floats_stay = rule or self._small_scale(node) or self._opset < HALF_SCALES
@@ -259,5 +274,6 @@ class _Stage:
         return peak
 
     def _small_scale(self, node: ir.Node) -> bool:
-        scaled = [r for v in data_inputs(node) if (r := self._range(v)) is not None]
-        return self.half == HALF and any(max(abs(r.low), abs(r.high)) / 127 < SMALLEST_SCALE for r in scaled)
+        found = [r for v in data_inputs(node) if (r := self._range(v)) is not None]
+        small = any(max(abs(r.low), abs(r.high)) / 127 < SMALLEST_SCALE for r in found)
+        return small and self.low == INT8 and self.half == HALF  # scales of fp8 are never that small

@@ -15,7 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemm.quant.edit import Editor, make_node
+from edgemm.quant.tensorrt.formats import FORMATS
 from edgemm.quant.tensors import RECURRENT, WEIGHTED, constant_array, int_attribute
+
+_QUANTIZED = frozenset(f.dtype.numpy() for f in FORMATS.values())
 
 LARGE = 4096
 """Elements from which on a weight in half precision is kept as float32."""
@@ -40,11 +43,14 @@ def rehearse(model: ir.Model) -> ir.Model:
 
 
 def _dequantized(node: ir.Node) -> np.ndarray | None:
-    """Returns what a DequantizeLinear of constants gives (ONNX: (x − 0) · scale, along `axis`)."""
+    """Returns what a DequantizeLinear of constants gives (ONNX: (x − 0) · scale, along `axis` and by blocks)."""
     values, scale = constant_array(node.inputs[0]), constant_array(node.inputs[1])
-    if values is None or scale is None or values.dtype != np.int8 or node.outputs[0].is_graph_output():
+    if values is None or scale is None or values.dtype not in _QUANTIZED or node.outputs[0].is_graph_output():
         return None
-    if scale.ndim:
+    block = int_attribute(node, "block_size", 0)
+    if block:
+        factors = np.repeat(scale.astype(np.float32), block, axis=int_attribute(node, "axis", 1))
+    elif scale.ndim:
         shape = [1] * values.ndim
         shape[int_attribute(node, "axis", 1)] = -1
         factors = scale.astype(np.float32).reshape(shape)

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemm.quant.kernels import Verdict, is_plain_product
-from edgemm.quant.plan import FLOAT, INT8
+from edgemm.quant.plan import FLOAT, FP8, INT8, WEIGHT4
+from edgemm.quant.tensorrt.formats import BLOCK_SIZE
 from edgemm.quant.tensors import RECURRENT, WEIGHTED, constant_array, int_attribute
 
 MIN_SIDE = 16
@@ -20,6 +21,11 @@ GROUP = 4
 """Channels per group of a grouped convolution must be a multiple of this for an integer kernel that pays."""
 
 _KERNELS = frozenset({FLOAT, INT8})
+
+
+def verdict_in(precision: str, node: ir.Node) -> Verdict | None:
+    """Returns what `node` can be in a precision of `formats.FORMATS`, or None where no rule is about it."""
+    return {INT8: verdict, FP8: fp8_verdict, WEIGHT4: int4_verdict}[precision](node)
 
 
 def verdict(node: ir.Node) -> Verdict | None:
@@ -40,6 +46,42 @@ def verdict(node: ir.Node) -> Verdict | None:
     if constant_array(node.inputs[0]) is not None:
         return Verdict(FLOAT, "constant-input", "the input is a constant")
     return _product(node, weight) if node.op_type in ("Gemm", "MatMul") else _convolution(node, weight)
+
+
+def fp8_verdict(node: ir.Node) -> Verdict | None:
+    """Returns what `node` can be in fp8: as in int8, but for grouped and transposed convolutions."""
+    found = verdict(node)
+    if found is None or INT8 not in found.kernels:
+        return found
+    kernels = frozenset({FLOAT, FP8})
+    if node.op_type == "ConvTranspose":
+        return Verdict(FLOAT, "no-fp8", "fp8 is for Conv, Gemm and MatMul")
+    if node.op_type == "Conv" and int_attribute(node, "group", 1) > 1:
+        groups = int_attribute(node, "group", 1)
+        return Verdict(FLOAT, "grouped-conv", f"{groups} groups leave little to sum in fp8", kernels)
+    if found.rule == "gemv":
+        reason = "a vector times a matrix for one sample (GEMV); memory bounds it, and half is as quick"
+        return Verdict(FLOAT, found.rule, reason, kernels)
+    return Verdict(FP8 if found.precision == INT8 else FLOAT, found.rule, found.reason, kernels)
+
+
+def int4_verdict(node: ir.Node) -> Verdict | None:
+    """Returns what `node` can be with its weight in int4 blocks: a MatMul or plain Gemm of whole blocks."""
+    if node.op_type not in ("Gemm", "MatMul"):
+        return verdict(node) if node.op_type in RECURRENT else None
+    found = verdict(node)
+    if found is None or INT8 not in found.kernels:
+        return found
+    weight = constant_array(node.inputs[1])
+    assert weight is not None
+    columns, depth = weight.shape if int_attribute(node, "transB", 0) else weight.shape[::-1]
+    if found.rule == "too-few-channels":
+        return Verdict(FLOAT, found.rule, found.reason)
+    if depth % BLOCK_SIZE:
+        return Verdict(FLOAT, "block-size", f"{depth} weights per column are no blocks of {BLOCK_SIZE}")
+    kernels = frozenset({FLOAT, WEIGHT4})
+    reason = f"{depth} × {columns} weights, one scale per {BLOCK_SIZE} of a column; a quarter of the bytes to read"
+    return Verdict(WEIGHT4, f"{node.op_type.lower()}-blocks", reason, kernels)
 
 
 def _convolution(node: ir.Node, weight: np.ndarray) -> Verdict:

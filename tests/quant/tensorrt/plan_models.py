@@ -65,6 +65,18 @@ class Projected(nn.Module):
         return self.out(torch.cat([points, (points[..., :4] @ scaled) / 1e5], -1))
 
 
+class Wide(nn.Module):
+    """Vectors a [B,4,`depth`] and b [B,4,`depth`]: a product each, joined, and two more; one is transposed."""
+
+    def __init__(self, depth: int = 128) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(depth, 256), nn.Linear(depth, 192)
+        self.c, self.out = nn.Linear(448, 64), nn.Linear(64, 8)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.out(self.c(torch.relu(torch.cat([self.a(a), self.b(b)], -1))).mean(1))
+
+
 def prepared(model: nn.Module, example: tuple[torch.Tensor, ...], *names: str, scale: float = 1.0) -> Prepared:
     """Exports, partitions and calibrates a model on a few random samples."""
     torch.manual_seed(0)

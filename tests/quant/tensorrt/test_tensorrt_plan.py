@@ -175,7 +175,7 @@ def test_node_that_is_kept_and_halves_that_are_not_there(cameras: Any) -> None:
     ("change", "message"),
     [
         ({"node": "gone"}, "which has no such node"),
-        ({"precision": "int8-dynamic"}, "expected int8, fp32, fp16 or bf16"),
+        ({"precision": "int8-dynamic"}, "expected int8, fp8, int4-weight, fp32, fp16 or bf16"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(cameras: Any, change: dict[str, str], message: str) -> None:
