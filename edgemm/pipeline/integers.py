@@ -26,12 +26,12 @@ from edgemm.pipeline.silence import Silence
 from edgemm.pipeline.splits import Splits
 from edgemm.quant.cache import Results, cache_folder, key_of
 from edgemm.quant.collect import collect
-from edgemm.quant.groups import Group, choices_of, group_nodes
+from edgemm.quant.groups import Group, by_stage, choices_of, group_nodes
 from edgemm.quant.joins import join_warnings
 from edgemm.quant.measure import ChainMeasure, Scoring
 from edgemm.quant.placement import alternatives, plan_quantization
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
-from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, by_stage, search
+from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
 from edgemm.quant.table import CalibrationTable
 from edgemm.recipe import Recipe
 from edgemm.runtime.machine import describe_machine

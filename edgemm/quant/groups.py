@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgemm.partition import StageGraph
@@ -73,6 +73,15 @@ def group_nodes(
         at = min(pairs, key=lambda i: (parts[i].weights + parts[i + 1].weights, i))
         parts[at : at + 2] = [_joined(parts[at], parts[at + 1])]
     return tuple(parts)
+
+
+def by_stage(groups: Sequence[Group], setting: Setting) -> dict[str, dict[str, str]]:
+    """Returns stage -> the part of a setting that is about it."""
+    result: dict[str, dict[str, str]] = {}
+    for group in groups:
+        if group.name in setting:
+            result.setdefault(group.stage, {})[group.name] = setting[group.name]
+    return result
 
 
 def _alike(a: Group, b: Group) -> bool:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edgemm.quant.groups import Group, Setting
+from edgemm.quant.groups import Group, Setting, by_stage
 from edgemm.quant.plan import QuantPlan
 
 NOISE = 0.005
@@ -141,15 +141,6 @@ class SearchResult:
         return next((p for p in self.points if p.fits), None)
 
 
-def by_stage(groups: Sequence[Group], setting: Setting) -> dict[str, dict[str, str]]:
-    """Returns stage -> the part of a setting that is about it."""
-    result: dict[str, dict[str, str]] = {}
-    for group in groups:
-        if group.name in setting:
-            result.setdefault(group.stage, {})[group.name] = setting[group.name]
-    return result
-
-
 PlanOf = Callable[[Setting, Mapping[str, tuple[str, str]]], QuantPlan]
 """Makes a plan of a setting; the second argument tells why groups are float: name -> (rule, reason)."""
 
@@ -162,6 +153,7 @@ def search(
     limits: Limits,
     ms: float = math.nan,
     progress: Callable[[int, int], None] | None = None,
+    began: float | None = None,
 ) -> SearchResult:
     """Returns the settings that were scored on the way from `start` towards float.
 
@@ -173,9 +165,21 @@ def search(
         limits: The budget.
         ms: Latency of the model under `start`.
         progress: Called with (measurements done, measurements to do).
+        began: When the time limit started, by `time.monotonic()`; None: now.
     """
-    job = _Search(tuple(groups), plan_of, measure, limits, time.monotonic() + limits.seconds, progress)
+    began = time.monotonic() if began is None else began
+    job = _Search(tuple(groups), plan_of, measure, limits, began + limits.seconds, progress)
     return job.run(dict(start), ms)
+
+
+def scored(setting: Setting, plan: QuantPlan, ms: float, measure: Measure, limits: Limits) -> Point:
+    """Returns a setting with its accuracy on the search samples, and whether it is within the limits."""
+    accuracy, error = measure.accuracy(plan), math.nan
+    fits = accuracy.within(limits.drop)
+    if fits and limits.output_error is not None:
+        error = measure.output_error(plan)
+        fits = error <= limits.output_error
+    return Point(setting, plan, ms, accuracy, error, fits)
 
 
 @dataclass(slots=True)
@@ -367,13 +371,7 @@ class _Search:
     def score(self, setting: dict[str, str], ms: float) -> Point:
         key = tuple(sorted(setting.items()))
         if key not in self.points:
-            plan = self.plan(setting)
-            accuracy, error = self.measure.accuracy(plan), math.nan
-            fits = accuracy.within(self.limits.drop)
-            if fits and self.limits.output_error is not None:
-                error = self.measure.output_error(plan)
-                fits = error <= self.limits.output_error
-            self.points[key] = Point(setting, plan, ms, accuracy, error, fits)
+            self.points[key] = scored(setting, self.plan(setting), ms, self.measure, self.limits)
         return self.points[key]
 
     def late(self) -> bool:

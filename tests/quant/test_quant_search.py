@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgemm.data import blank_twins
 from edgemm.metrics import metric
 from edgemm.partition import Edge, StageGraph
 from edgemm.quant.cache import Results
+from edgemm.quant.coarse import coarse_points
 from edgemm.quant.collect import collect
 from edgemm.quant.groups import choices_of, group_nodes
 from edgemm.quant.measure import ChainMeasure, Scoring
@@ -339,3 +340,71 @@ def test_stages_that_feed_each_other_are_chained_in_the_measurement():
     table = collect(graph, io, samples_of(Cnn, 8), "minmax")
     measure = ChainMeasure(graph, io, table, samples_of(Cnn, 8, seed=4), Scoring(metric("agreement")))
     assert 0 < measure.output_error(plan_quantization(graph, table)) < 0.2
+
+
+class Slow(Machine):
+    """A machine with a clock: every measurement takes a second."""
+
+    now: float = 0.0
+
+    def accuracy(self, plan):
+        self.now += 1
+        return super().accuracy(plan)
+
+    def output_error(self, plan):
+        self.now += 1
+        return super().output_error(plan)
+
+
+@pytest.fixture
+def slow(two, monkeypatch):
+    """A model whose stage "cnn" costs too much, and the time that measurements take."""
+    groups, start, plan_of = two
+    machine = Slow(groups, cost={g.name: 0.03 if g.stage == "cnn" else 0.001 for g in groups})
+    monkeypatch.setattr("time.monotonic", lambda: machine.now)
+    return machine, start, plan_of
+
+
+def coarse(slow, seconds, **modelled):
+    machine, start, plan_of = slow
+    saves = {g.name: modelled[g.stage] for g in machine.groups} if modelled else {}
+    limits = Limits(0.01, seconds=seconds, timed=False, modelled=saves)
+    return coarse_points(machine.groups, start, plan_of, machine, limits, machine.now)
+
+
+def stages_of(points):
+    return [sorted({name.split("/")[0] for name in p.setting}) for p in points]
+
+
+def test_the_stage_that_costs_most_goes_back_first(slow):
+    points = coarse(slow, 60)
+    assert stages_of(points[:1]) == [["att"]]
+    assert [p.fits for p in points] == [True, True]  # the second is a half of what is left
+    assert 0 < len(points[1].setting) < len(points[0].setting)
+    assert coarse(slow, 60) == points
+    assert slow[0].asked == 4  # of accuracy
+
+
+@pytest.mark.parametrize(("saves", "left"), [({"cnn": 1.0, "att": 2.0}, "att"), ({"cnn": 2.0, "att": 1.0}, "cnn")])
+def test_without_time_one_milder_plan_is_scored(slow, saves, left):
+    points = coarse(slow, 0, **saves)
+    assert stages_of(points) == [[left]]  # what saves the least goes back
+    assert points[0].fits == (left == "att")
+
+
+def test_the_time_for_it_is_half(slow):
+    slow[0].cost = dict.fromkeys(slow[0].cost, 1.0)
+    assert len(coarse(slow, 60)) == 3  # one stage, and the halves of the other
+    assert len(coarse(slow, 8)) == 2
+
+
+def test_one_stage_goes_back_by_halves(slow):
+    machine, start, plan_of = slow
+    machine.cost = {name: 0.02 for name in list(start)[:1]}
+    only = {n: p for n, p in start.items() if n.startswith("cnn/")}
+    limits = Limits(0.01, seconds=0, timed=False)
+    groups = [g for g in machine.groups if g.name in only]
+    (point,) = coarse_points(groups, only, plan_of, machine, limits, machine.now)
+    assert list(point.setting) == list(only)[: len(only) // 2]
+    points = coarse_points(groups, only, plan_of, machine, replace(limits, seconds=60), machine.now)
+    assert [p.fits for p in points] == [False, True]
