@@ -97,7 +97,8 @@ def render(report: Report) -> str:
         lines += _lines(same)
     counts = report.counts
     total = ", ".join(count(n, severity) for severity, n in counts.items() if n)
-    return "\n".join([*lines, total or "nothing found"])
+    nothing = "nothing found" if report.checked else f"not checked: no rule is about {target.name}"
+    return "\n".join([*lines, total or nothing])
 
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}

@@ -45,6 +45,11 @@ class Report:
     notes: tuple[str, ...] = ()
 
     @property
+    def checked(self) -> bool:
+        """Whether there are rules for the target at all."""
+        return self.target.builder is not None
+
+    @property
     def counts(self) -> dict[str, int]:
         """Severity -> number of findings."""
         return {s: sum(f.severity == s for f in self.findings) for s in SEVERITIES}

@@ -12,7 +12,7 @@ from edgemm.lint.view import Site, View, standard
 if TYPE_CHECKING:
     from edgemm.backends.targets import Target
 
-_REWRITE = "rewrite the layer that makes it with other operators, or keep its stage on another backend"
+_REWRITE = "rewrite the layer that makes it with other operators, or convert for a target that runs it: cpu, cuda"
 
 
 def check_operators(view: View, target: Target) -> Iterator[Finding]:
@@ -90,8 +90,17 @@ def check_versions(view: View, target: Target) -> Iterator[Finding]:
             WARNING,
             f"the model has opset {view.opset}; the parser of {releases(target, old)} was written for "
             f"{data.newest_opset(old[-1])} at most and may misread operators whose form has changed since",
-            f"export at opset {data.newest_opset(old[0])} or below, or use a newer JetPack",
+            _newer(view.opset, target),
         )
+
+
+def _newer(opset: int, target: Target) -> str:
+    """Returns what to do about an opset that is too new for some of a target's parsers."""
+    packs = [j.version for j in target.jetpacks if data.newest_opset(j.tensorrt) >= opset]
+    if packs:
+        return f"use JetPack {packs[0]} or later"
+    newest = max(map(data.newest_opset, target.tensorrt))
+    return f"export at opset {newest} or below"
 
 
 def releases(target: Target, versions: list[str]) -> str:

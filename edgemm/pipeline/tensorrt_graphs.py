@@ -197,9 +197,14 @@ def objection(findings: Mapping[str, Sequence[Finding]]) -> str | None:
 
 
 def warnings(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """Returns what the lint warns of, each once."""
+    """Returns what the lint warns of, each once; what is about a graph as a whole once for all graphs."""
     every = [f for found in findings.values() for f in found if f.severity == WARNING]
-    return list(dict.fromkeys(f"{f.where}: {f.reason}; {f.fix}" for f in every))
+    texts: dict[tuple[str, ...], str] = {}
+    for f in every:
+        whole = not f.node and not f.tensor
+        text = f"{f.reason}; {f.fix}" if whole else f"{f.where}: {f.reason}; {f.fix}"
+        texts.setdefault((f.rule, f.fix) if whole else (text,), text)
+    return list(texts.values())
 
 
 def tally(findings: Mapping[str, Sequence[Finding]]) -> dict[str, int]:

@@ -21,6 +21,13 @@ def test_a_graph_that_builds(edgemm, onnx_file) -> None:
     assert "SM 86" in result.out
 
 
+def test_a_target_without_rules_is_not_checked(edgemm, onnx_file) -> None:
+    for target in ("cpu", "jetson-xavier"):
+        result = edgemm("check", onnx_file(BAD), "--target", target)
+        assert (result.code, result.err) == (0, "")
+        assert result.out.splitlines()[-1] == f"not checked: no rule is about {target}"
+
+
 def test_errors_are_printed_and_are_the_exit_code(edgemm, onnx_file) -> None:
     result = edgemm("check", onnx_file(BAD), "--target", "rtx-ampere")
     assert (result.code, result.err) == (1, "")

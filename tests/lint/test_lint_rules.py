@@ -107,7 +107,13 @@ class TestVersions:
         assert rules["operator-version"].severity == "warning"
         assert "TensorRT 8.6 (JetPack 6.0) it has not" in rules["operator-version"].reason
         assert "opset 20" in rules["opset"].reason
+        assert rules["opset"].fix == "use JetPack 6.1 or later"  # the exporter goes no lower than opset 18
         assert lint(model, find_target("jetson-thor")) == ()
+
+    def test_advice_can_be_followed(self) -> None:
+        fixes = [f.fix for c in CASES for target in c.targets for f in found(c, target)]
+        assert any("convert for a target that runs it" in fix for fix in fixes)
+        assert not [fix for fix in fixes if "backend" in fix or "opset 17" in fix]
 
     def test_bf16_and_int4(self) -> None:
         (finding,) = (f for f in found(case("bf16"), JETSON) if f.rule == "precision")
