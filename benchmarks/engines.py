@@ -78,7 +78,7 @@ def proposals(stages: StageGraph, table: CalibrationTable) -> Iterator[TrtPropos
     """Yields float32, fp16, and int8 with fp16 by the rules; the last with an objection where nothing is int8."""
     yield TrtProposal(FLOAT)
     every = {(s.name, str(node.name)): ("half", HALF) for s in stages.stages for node in s.model.graph}
-    yield TrtProposal(HALF, plan_tensorrt(stages, table, HALF, no_int8=every), table)
+    yield TrtProposal(HALF, plan_tensorrt(stages, table, HALF, no_low=every), table)
     plan = plan_tensorrt(stages, table, HALF)
     reasons = dict.fromkeys(f"{d.op}: {d.reason}" for d in plan.decisions if d.op in WEIGHTED)
     nothing = None if INT8 in plan.counts() else "; ".join(reasons) or "no Conv, Gemm or MatMul"
