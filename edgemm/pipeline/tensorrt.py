@@ -2,8 +2,9 @@
 
     shapes ─▶ calibrate ─▶ plans (int8 + fp16, milder, fp16, fp32) ─▶ per target: lint ─▶ evaluate ─▶ build ─▶ ship
 
-The first plan that holds ships. Its accuracy is that of the same Q/DQ + Cast graphs on ONNX Runtime's CPU provider
-with graph optimizations off: reported as `simulated`. Latency is nobody's guess: it stays unmeasured.
+The first plan that holds ships. Its accuracy is that of rehearsals of its Q/DQ + Cast graphs on ONNX Runtime's CPU
+provider with graph optimizations off (`quant.tensorrt.rehearse`: the same rounding, weights unpacked, sums in
+another order): reported as `simulated`. Latency is nobody's guess: it stays unmeasured.
 """
 
 from __future__ import annotations
@@ -229,7 +230,7 @@ class TrtContest:
     def _scored(
         self, proposal: TrtProposal, variant: Variant, made: Sequence[PlannedGraph]
     ) -> Mapping[str, Any] | None:
-        """Returns the accuracy of the graphs that ship; None without evaluation samples."""
+        """Returns the accuracy of rehearsals of the graphs that ship; None without evaluation samples."""
         if not self._scorers:
             return None
         key = id(proposal)

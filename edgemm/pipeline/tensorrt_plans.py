@@ -2,9 +2,10 @@
 
 Where fp8 or int4 weights are demanded they take the place of int8.
 
-Accuracy is that of the planned graphs on ONNX Runtime's CPU provider, node by node as they are written. Nothing is
-timed: the order is by what is int8, and which groups go back to half precision is decided by the error that each
-causes, against what a cost model says that it saves.
+Accuracy is that of rehearsals of the planned graphs (`quant.tensorrt.rehearse`) on ONNX Runtime's CPU provider.
+Nothing is timed: the order is by what is int8, and which groups go back to half precision is decided by the error
+that each causes, against what a cost model says that it saves. A few plans with whole stages in half precision are
+scored before anything else, so that the time limit does not end the search without one.
 
 bf16 is not proposed: ONNX Runtime has no CPU kernels for it, so nothing would say what it costs. What fp16 cannot
 hold stays float32.
@@ -13,7 +14,8 @@ hold stays float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -28,6 +30,7 @@ from edgemm.pipeline.silence import Silence
 from edgemm.pipeline.splits import Splits
 from edgemm.quant.cache import Results, cache_folder, key_of
 from edgemm.quant.chain import OpenStage
+from edgemm.quant.coarse import coarse_points
 from edgemm.quant.collect import collect
 from edgemm.quant.groups import Group, group_nodes
 from edgemm.quant.joins import join_warnings
@@ -179,7 +182,10 @@ class TrtPlans:
 
         start = {g.name: kind for g in groups}
         with self.clock("search"):
-            result = search(groups, start, plan_of, self._measure, limits, progress=_bar(self.progress, "search"))
+            bar, began = _bar(self.progress, "search"), time.monotonic()
+            early = coarse_points(groups, start, plan_of, self._measure, limits, began)
+            result = search(groups, start, plan_of, self._measure, limits, progress=bar, began=began)
+        result = _with_points(result, early)
         self.result, self.groups = result, groups
         for step in result.steps:
             self.progress.step("search", step)
@@ -270,6 +276,13 @@ class TrtPlans:
 
 
 _OTHER = ("half", "no-half", "overflow", "geometry")
+
+
+def _with_points(result: SearchResult, early: Sequence[Point]) -> SearchResult:
+    """Returns the result with plans that were scored before, those with most groups first."""
+    known = [p.setting for p in result.points]
+    points = [*result.points, *(p for p in early if p.setting not in known)]
+    return replace(result, points=tuple(sorted(points, key=lambda p: -len(p.setting))))
 
 
 def _over(accuracy: Accuracy, error: float, limits: Limits, count: int) -> str | None:
