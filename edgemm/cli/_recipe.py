@@ -158,7 +158,12 @@ def _sizes(text: str) -> tuple[str, list[int]]:
     parts = sizes.split(":")
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
         raise click.BadParameter(f"got '{text}', expected DIM=MIN:OPT:MAX.", param_hint="--profile")
-    return name, [int(part) for part in parts]
+    low, usual, high = map(int, parts)
+    if not 1 <= low <= usual <= high:
+        raise click.BadParameter(
+            f"got '{text}', expected DIM=MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX.", param_hint="--profile"
+        )
+    return name, [low, usual, high]
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:

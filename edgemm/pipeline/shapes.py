@@ -7,7 +7,7 @@ found by running the float stages at the smallest, usual and largest sizes of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,10 +33,20 @@ class Shapes:
     Attributes:
         ranges: Symbol -> range, one mapping per profile, symbols between stages included.
         origin: Where they come from, in words.
+        frozen: Dynamic dimensions that had one size in every sample, and so have one in the engines.
     """
 
     ranges: tuple[Sizes, ...]
     origin: str
+    frozen: Mapping[str, int] = field(default_factory=dict)
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns what the user may not expect, in words."""
+        return tuple(
+            f"'{symbol}' is {size} in every sample: engines will accept only {size}; for other sizes give "
+            f"--profile {symbol}=MIN:OPT:MAX"
+            for symbol, size in self.frozen.items()
+        )
 
     def profiles(self, stage: Stage) -> tuple[OptimizationProfile, ...]:
         """Returns the optimization profiles of one graph.
@@ -65,12 +75,13 @@ def find_shapes(recipe: Recipe, stages: StageGraph, io: IOSpec, samples: Samples
             the model does not run at the sizes.
     """
     symbols = dict.fromkeys(d for i in io.inputs for d in i.shape if isinstance(d, str))
-    given = [{symbol: SizeRange(*sizes) for symbol, sizes in one.items()} for one in recipe.profiles] or [{}]
+    places = {f"{i.name}:{axis}": d for i in io.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)}
+    given = [{places.get(n, n): SizeRange(*sizes) for n, sizes in one.items()} for one in recipe.profiles] or [{}]
     inside = dict.fromkeys(d for s in stages.stages for i in s.inputs for d in i.shape if isinstance(d, str))
     for symbol in (s for one in given for s in one if s not in symbols and s not in inside):
         raise RecipeError(
-            f"profiles: no dynamic dimension '{symbol}' in this model (dynamic: {', '.join(symbols) or 'none'}).",
-            hint=did_you_mean(symbol, [*symbols, *inside], "see `edgemm inspect` for the model's dimensions"),
+            f"profiles: no dynamic dimension '{symbol}' in this model (dynamic: {_names(symbols, places)}).",
+            hint=did_you_mean(symbol, [*symbols, *places, *inside], "see `edgemm inspect MODEL` for the names"),
         )
     if not symbols:
         return Shapes((), "no dynamic dimension")
@@ -88,10 +99,19 @@ def find_shapes(recipe: Recipe, stages: StageGraph, io: IOSpec, samples: Samples
     ranges = [{s: one.get(s, seen.get(s, SizeRange(0, 0, 0))) for s in symbols} | one for one in given]
     make_profiles(io.inputs, ranges)  # says what is no range
     read = set(wanted) - {io.batch}
+    frozen = {s: seen[s].opt for s in wanted if s in read and seen[s].min == seen[s].max}
     origin = "from the recipe" if recipe.profiles else "from the samples" if read else "as usual"
     if all(s in symbols for s in inside):
-        return Shapes(tuple(ranges), origin)
-    return Shapes(tuple(_with_inside(stages, io, one, number) for number, one in enumerate(ranges)), origin)
+        return Shapes(tuple(ranges), origin, frozen)
+    return Shapes(
+        tuple(_with_inside(stages, io, one, number) for number, one in enumerate(ranges)), origin, frozen
+    )
+
+
+def _names(symbols: Mapping[str, None], places: dict[str, str]) -> str:
+    """Returns every dimension with an input that has it: `batch (x:0), x_dim1 (x:1)`."""
+    first = {symbol: place for place, symbol in reversed(places.items())}
+    return ", ".join(f"{s} ({first[s]})" for s in symbols) or "none"
 
 
 def _seen(io: IOSpec, samples: Samples | None, wanted: Sequence[str]) -> dict[str, SizeRange]:

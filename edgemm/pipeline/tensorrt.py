@@ -92,6 +92,8 @@ class TrtContest:
         """
         if self.shapes is not None:
             self.progress.step("shapes", f"engines accept {self.shapes}")
+            for text in self.shapes.notes():
+                self._note(text)
         self._prepare()
         outcome = Outcome((), {}, {}, {}, ())
         for target in self.targets:

@@ -114,6 +114,24 @@ def test_profiles_that_are_none(edgemm: Edgemm, model: Path, text: str) -> None:
     assert f"got '{text}', expected DIM=MIN:OPT:MAX." in result.err
 
 
+@pytest.mark.parametrize("text", ["time=64:2:1", "time=0:1:2", "time=1:9:8"])
+def test_profiles_out_of_order_are_answered_before_anything_runs(
+    edgemm: Edgemm, tmp_path: Path, text: str
+) -> None:
+    result = edgemm("convert", tmp_path / "not-there.onnx", "--target", ORIN, "--profile", text)
+    assert result.code == 2
+    assert f"got '{text}', expected DIM=MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX." in result.err
+
+
+def test_a_size_that_never_changes_is_noted(
+    edgemm: Edgemm, onnx_file: Callable[..., Path], npz: Callable[..., Path], tmp_path: Path
+) -> None:
+    call = ("convert", onnx_file(LENGTHS), "--input", "x=batch,time:float32", "--precision", "fp32", "--json")
+    calib = npz(x=np.ones((20, 16), np.float32))
+    report = edgemm(*call, "--target", ORIN, "--calib", calib, "-o", tmp_path / "o.edgemm").json
+    assert [n for n in report["notes"] if "engines will accept only 16" in n]
+
+
 def test_a_size_that_nobody_told(edgemm: Edgemm, onnx_file: Callable[..., Path], tmp_path: Path) -> None:
     path = onnx_file(LENGTHS)
     call = ("convert", path, "--target", ORIN, "-o", tmp_path / "o.edgemm", "--input", "x=batch,time:float32")
