@@ -262,6 +262,11 @@ def _asking(variant: Variant, options: Mapping[str, Any]) -> Variant:
     def plan(entry: EngineEntry) -> EngineEntry:
         build = {**entry.options.get("build", {}), **asked}
         wanted = {name: value for name, value in build.items() if value != default.get(name)}
+        if wanted.get("gpu_fallback") and "dla_core" not in wanted:
+            raise BackendError(
+                f"variant '{variant.name}': fallback to the GPU was asked for without a DLA core to leave.",
+                hint="add the core: --dla-core 0 --gpu-fallback; or take both back: --forget",
+            )
         return replace(entry, options={**entry.options, "build": wanted})
 
     return replace(variant, engines=tuple(plan(e) for e in variant.engines)) if asked else variant

@@ -58,7 +58,7 @@ _MIB = 2**20
 @click.option(
     "--dla-core", type=click.IntRange(min=0), metavar="N", help="Accelerator core to run on.", show_default="none"
 )
-@click.option("--gpu-fallback", is_flag=True, help="Layers that the accelerator lacks run on the GPU.")
+@click.option("--gpu-fallback", is_flag=True, help="With --dla-core: layers that it lacks run on the GPU.")
 @click.option("--weight-streaming", is_flag=True, help="Weights may stay in the CPU's memory.")
 @click.option("--refit", is_flag=True, help="Weights can be replaced afterwards.")
 @click.option("--forget", is_flag=True, help="Take back what earlier builds asked of the builder.")
@@ -70,7 +70,7 @@ def build(bundle: Path, target: str, variant: str | None, force: bool, as_json: 
     The graphs in a bundle run anywhere; an engine is for one GPU and one TensorRT. What is there and fits is kept,
     each engine is in the bundle as soon as it is built, and a build that was interrupted goes on where it was.
     Kernel timings are kept in the bundle's cache folder. What is asked of the builder, --max-memory apart, becomes
-    part of the variant's plan: later builds, and sessions, ask for it as well.
+    part of the variant's plan: later builds, and sessions, ask for it as well, until --forget takes it back.
     """
     from dataclasses import asdict
 
@@ -79,6 +79,7 @@ def build(bundle: Path, target: str, variant: str | None, force: bool, as_json: 
     from edgemm.cli._output import echo_json
     from edgemm.cli._progress import RichProgress
 
+    asked = _builder_options(options, asdict(BuildOptions()))
     with RichProgress() as progress:
         watch = Watch(options["timeout"], _Reporter(progress))
         try:
@@ -86,7 +87,7 @@ def build(bundle: Path, target: str, variant: str | None, force: bool, as_json: 
                 bundle,
                 target=target,
                 variant=variant,
-                options=_builder_options(options, asdict(BuildOptions())),
+                options=asked,
                 force=force,
                 watch=watch,
             )
@@ -96,7 +97,7 @@ def build(bundle: Path, target: str, variant: str | None, force: bool, as_json: 
     if as_json:
         echo_json(report.to_json())
     else:
-        click.echo(render(report))
+        click.echo("\n".join([render(report), *_notes(report, {} if options["forget"] else asked)]))
 
 
 def _builder_options(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +151,19 @@ def render(report: BuildReport) -> str:
     size = megabytes(sum(e.sidecar.size for e in report.engines))
     gpu = f"SM {report.gpu.sm}" + (f", {report.gpu.name}" if report.gpu.memory else "")
     return f"{text}\n\n{report.bundle}: {count(len(report.engines), 'engine')} for {gpu}, {made} built now, {size}"
+
+
+def _notes(report: BuildReport, asked: dict[str, Any]) -> list[str]:
+    """Returns what is to be known of a build: options that stay, engines whose size tells nothing."""
+    from edgemm.backends.device import LOCAL
+
+    stay = [f"{name}={value}" for name, value in asked.items() if name not in LOCAL]
+    notes = [f"note: later builds and sessions ask for {', '.join(stay)} as well (--forget takes it back)"]
+    unproven = [
+        e.engine for e in report.engines if e.sidecar.size_limit is None and e.sidecar.weights["quantized"]
+    ]
+    size = f"note: {', '.join(dict.fromkeys(unproven))}: the size proves nothing: too few quantized weights"
+    return [*(notes if stay else []), *([size] if unproven else [])]
 
 
 def _row(engine: BuiltEngine) -> list[str]:

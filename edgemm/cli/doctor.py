@@ -76,6 +76,7 @@ def diagnose(root: Path = Path("/")) -> dict[str, Any]:
         "machine": machine.to_json(),
         "packages": [p.to_json() for p in packages],
         "backends": backends(packages),
+        "builders": builders(packages),
         "providers": providers,
         "openvino": openvino and {"version": openvino.version, "capabilities": openvino.facts["capabilities"]},
         "cuda": {
@@ -190,6 +191,18 @@ def backends(packages: tuple[PackageStatus, ...]) -> list[str]:
     return [name for name in SESSIONS if (on_gpu[name] and gpu if name in on_gpu else name in ready)]
 
 
+def builders(packages: tuple[PackageStatus, ...]) -> list[str]:
+    """Returns what `edgemm build` can build with here, and for what, in words."""
+    versions = {p.package.module: p.version for p in packages if p.state in _READY}
+    found = []
+    if "tensorrt_rtx" in versions:
+        rtx = f"TensorRT for RTX {versions['tensorrt_rtx']}"
+        found.append(f"{rtx}, for the targets rtx-..., with or without a GPU (edgemm build --target)")
+    if "tensorrt" in versions and _has_gpu():
+        found.append(f"TensorRT {versions['tensorrt']}, for the GPU here")
+    return found
+
+
 def _has_gpu() -> bool:
     from edgemm.errors import EdgemmError
     from edgemm.runtime import cuda
@@ -231,6 +244,7 @@ def render(report: dict[str, Any]) -> str:
         "",
         f"run bundles      {', '.join(report['backends']) or 'no'}",
         f"convert models   {'yes' if can_convert(report['packages']) else 'no'}",
+        f"build engines    {'; '.join(report['builders']) or 'no'}",
     ]
     if "bundle" in report:
         bundle = report["bundle"]

@@ -85,11 +85,19 @@ def run(bundle: Path, output: Path, force: bool, as_json: bool, **options: Any) 
             "seconds": seconds,
             "outputs": spool.describe(),
         }
-        choice = session.choice.lines() if session.choice and session.choice.passed_over else []
+        choice = _told(session)
     if as_json:
         echo_json(report)
     else:
         click.echo("\n".join([_summary(report), *choice]))
+
+
+def _told(session: FusionSession) -> list[str]:
+    """Returns what runs and why nothing better; nothing where the variant runs by what it was made for."""
+    choice = session.choice
+    if choice is None or (choice.backend == session.variant.backend and not choice.passed_over):
+        return []
+    return choice.lines()
 
 
 def _run_all(session: FusionSession, samples: Source, spool: Any, options: dict[str, Any]) -> float:

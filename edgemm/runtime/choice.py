@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,16 +106,21 @@ class Choice:
 
     def lines(self) -> list[str]:
         """Returns text for people: what runs, then each better candidate with its reason, equal ones together."""
-        reasons: dict[str, dict[str, list[str]]] = {}
-        for passed in self.passed_over:
-            backends = reasons.setdefault(passed.reason, {}).setdefault(passed.variant, [])
-            if passed.backend not in backends:
-                backends.append(passed.backend)
+        reasons = _by_reason((p.reason, p.variant, p.backend) for p in self.passed_over)
         lines = [f"runs {self.variant} by {self.backend}{', built here' if self.built else ''}"]
-        for reason, variants in reasons.items():
-            names = " or ".join(f"{variant} by {', '.join(backends)}" for variant, backends in variants.items())
-            lines.append(f"not {names}: {reason}")
+        lines += [f"not {names}: {reason}" for reason, names in reasons.items()]
         return lines
+
+
+def _by_reason(failed: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Returns reason -> `"a by tensorrt, ort-cuda or b by tensorrt"`, from (reason, variant, backend)."""
+    reasons: dict[str, dict[str, dict[str, None]]] = {}
+    for reason, variant, backend in failed:
+        reasons.setdefault(reason, {}).setdefault(variant, {})[backend] = None
+    return {
+        reason: " or ".join(f"{variant} by {', '.join(backends)}" for variant, backends in variants.items())
+        for reason, variants in reasons.items()
+    }
 
 
 def candidates(manifest: Manifest, target: str, variant: str | None, *, build: bool) -> list[Candidate]:
@@ -139,9 +144,10 @@ def candidates(manifest: Manifest, target: str, variant: str | None, *, build: b
     if planned and target in TARGETS:
         return [Candidate(v, TARGETS[target]) for v in planned]
     targets = list(dict.fromkeys(v.target for v in shipped))
+    known = [AUTO, *targets, *(TARGETS if planned else ())]
     raise BundleError(
         f"no target '{target}' in this bundle (targets: {', '.join(targets)}).",
-        hint=did_you_mean(target, targets, "use one of these, or convert the model for this target"),
+        hint=did_you_mean(target, known, "use one of these, or convert the model for this target"),
     )
 
 
@@ -170,8 +176,9 @@ def nothing_runs(path: object, failed: Sequence[tuple[Candidate, EdgemmError]]) 
     first = failed[0][1]
     if len({str(error) for _, error in failed}) == 1:
         return first
-    reasons = "; ".join(f"{candidate}: {str(error).rstrip('.')}" for candidate, error in failed)
-    return type(first)(f"{path}: nothing in this bundle runs here: {reasons}.", hint=first.hint)
+    reasons = _by_reason((str(e).rstrip("."), f"'{c.variant.name}'", c.backend) for c, e in failed)
+    told = "; ".join(f"{names}: {reason}" for reason, names in reasons.items())
+    return type(first)(f"{path}: nothing in this bundle runs here: {told}.", hint=first.hint)
 
 
 def _named(manifest: Manifest, name: str) -> Variant:

@@ -158,7 +158,8 @@ class _GpuAtHand:
             try:
                 self._found = cuda.find_gpu(self._device)
             except UnsupportedDeviceError as error:
-                self._found = error
+                brief = str(error).split(" (")[0].rstrip(".")  # it is said of every candidate
+                self._found = UnsupportedDeviceError(f"{brief}.", hint=f"{error.hint}; details: edgemm doctor")
         if isinstance(self._found, UnsupportedDeviceError):
             raise self._found
         return self._found

@@ -51,7 +51,7 @@ def tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     def install(version: str = "10.3.0", body: str = "pass") -> None:
         (place / "tensorrt.py").write_text(FAKE.format(body=body, version=version))
         shutil.rmtree(place / "__pycache__", ignore_errors=True)
-        monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+        sys.modules.pop("tensorrt", None)
 
     yield install
     sys.modules.pop("tensorrt", None)
@@ -225,6 +225,19 @@ def test_what_this_tensorrt_lacks_is_refused_with_a_reason(bundle: Path, tensorr
     plans = [e.options["build"] for v in read_manifest(bundle).variants for e in v.engines if e.options]
     assert plans == [{}] * 3  # what failed is not asked for again
     verify(bundle, read_manifest(bundle))
+
+
+def test_fallback_needs_something_to_fall_back_from(built: Path) -> None:
+    before = read_manifest(built)
+    with pytest.raises(BackendError, match="without a DLA core") as caught:
+        build_missing(built, options={"gpu_fallback": True})
+    assert "--dla-core 0" in caught.value.hint
+    assert read_manifest(built) == before
+    with_core = with_build(built, dla_core=0, gpu_fallback=True)
+    with pytest.raises(BackendError, match="without a DLA core"):
+        build_missing(with_core, options={"dla_core": None})
+    with pytest.raises(BackendError, match="a DLA engine has fixed sizes"):  # it got as far as the builder
+        build_missing(with_core, options={"gpu_fallback": True})
 
 
 def test_unknown_option(bundle: Path) -> None:

@@ -79,6 +79,7 @@ def test_a_missing_driver_is_no_error() -> None:
     ]
     assert errors_of(log) == [clean(TOPK), clean(NMS)]
     assert warnings_of(log) == ("w",)
+    assert warnings_of([("WARNING", "(foreignNode) Converting conv activation scales to fp32")]) == ()
 
 
 def test_long_messages_are_cut() -> None:

@@ -29,7 +29,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "engine changed": (lambda b: (b / IMAGE).write_bytes(b"x" * len(IMAGE)), {IMAGE: "was changed after it was"}),
     "engine cut": (lambda b: (b / IMAGE).write_bytes(b""), {IMAGE: "was changed after it was built"}),
     "sidecar missing": (lambda b: (b / f"{IMAGE}.json").unlink(), {IMAGE: "has a sidecar that is missing"}),
-    "sidecar changed": (lambda b: (b / f"{IMAGE}.json").write_text("{}"), {IMAGE: "has a sidecar that was changed"}),
+    "sidecar changed": (lambda b: (b / f"{IMAGE}.json").write_text("{}"), {IMAGE: "has a sidecar that was"}),
     "not listed": (lambda b: (b / STRAY).write_bytes(b"x"), {STRAY: "is not in the manifest"}),
 }  # fmt: skip
 

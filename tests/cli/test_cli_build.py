@@ -59,7 +59,8 @@ def test_table_of_what_was_built_and_kept(edgemm: Any, bundle: Path, orin: Path)
         ["jetson-orin-nano-int8", stage, "TensorRT", "10.3.0", line.split()[4]]
         for stage, line in zip(STAGES, lines[1:4], strict=True)
     ]
-    assert lines[-1].startswith(f"{bundle}: 3 engines for SM 87, Orin, 3 built now, ")
+    assert lines[-2].startswith(f"{bundle}: 3 engines for SM 87, Orin, 3 built now, ")
+    assert lines[-1] == "note: image, audio, fusion: the size proves nothing: too few quantized weights"
     again = edgemm("build", bundle)
     assert again.code == 0
     assert [line.split()[-1] for line in again.out.splitlines()[1:4]] == ["kept"] * 3
@@ -89,6 +90,7 @@ def test_json_and_options(edgemm: Any, bundle: Path, orin: Path) -> None:
         (("--target", "cpu"), "error: no engines are built for 'cpu'"),
         (("--target", "orin-nan"), "hint:  did you mean 'orin-nano'?"),
         (("--variant", "cpu-fp32"), "is not for TensorRT"),
+        (("--gpu-fallback",), "error: variant 'jetson-orin-nano-int8': fallback to the GPU was asked for without"),
         (("--dla-core", "0"), "DLA core 0 was asked for and TensorRT 10.3.0 finds none"),
         (("--target", "rtx-ampere"), "the package 'tensorrt_rtx' is needed"),
     ],
@@ -145,6 +147,20 @@ def test_inspect_counts_the_engines_that_the_plan_uses(edgemm: Any, bundle: Path
     assert "does not ask for" not in shown
 
 
+def test_options_that_stay_are_told(edgemm: Any, bundle: Path, orin: Path) -> None:
+    said = "note: later builds and sessions ask for optimization_level=2 as well (--forget takes it back)"
+    assert said in edgemm("build", bundle, "--level", "2", "--max-memory", "64").out.splitlines()
+    assert "later builds" not in edgemm("build", bundle, "--max-memory", "64").out
+
+
+def test_run_for_the_cpu_tells_what_runs_graphs_for_tensorrt(edgemm: Any, tmp_path: Path) -> None:
+    bundle = planned_bundle(tmp_path / "x.edgemm", AMPERE)
+    np.savez(tmp_path / "data.npz", **{n: np.ones((1, s), np.float32) for n, s in (("image", 64), ("audio", 32))})
+    result = edgemm("run", bundle, "--target", "cpu", "--data", tmp_path / "data.npz", "-o", tmp_path / "out.npz")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-1] == "runs rtx-ampere-int8 by onnxruntime"
+
+
 def test_ctrl_c_keeps_what_was_built(bundle: Path, orin: Path) -> None:
     orin.write_text(FAKE.format(body="network.num_inputs == 2 and time.sleep(600)"))
     code = (
@@ -196,6 +212,19 @@ def test_doctor_tells_what_of_a_bundle_runs(edgemm: Any, bundle: Path, monkeypat
     assert report["bundle"]["choice"]["variant"] == "cpu-fp32"
     assert report["bundle"]["hints"]
     assert edgemm("doctor", bundle / "nowhere").code == 1
+
+
+def test_doctor_tells_what_builds_without_a_gpu() -> None:
+    from edgemm.cli._diagnosis import PACKAGES, PackageStatus
+    from edgemm.cli.doctor import builders
+
+    states = {
+        "tensorrt_rtx": PackageStatus(next(p for p in PACKAGES if p.module == "tensorrt_rtx"), "1.7.1", "ok")
+    }
+    assert builders(tuple(states.values())) == [
+        "TensorRT for RTX 1.7.1, for the targets rtx-..., with or without a GPU (edgemm build --target)"
+    ]
+    assert builders(()) == []
 
 
 def test_doctor_tells_of_a_bundle_that_does_not_run(

@@ -83,6 +83,10 @@ def test_order_of_candidates(tmp_path: Path) -> None:
         BundleError, match=r"no target 'rtx-ada' .* \(targets: cpu, rtx-ampere, jetson-orin-nano\)"
     ):
         order(manifest, "rtx-ada")
+    for wrong, meant in (("rtx-amper", "rtx-ampere"), ("ort-tensorrrt", "ort-tensorrt"), ("autto", "auto")):
+        with pytest.raises(BundleError) as caught:
+            order(manifest, wrong)
+        assert caught.value.hint == f"did you mean '{meant}'?"
     with pytest.raises(BundleError, match="no variant 'rtx'"):
         order(manifest, variant="rtx")
 
@@ -119,6 +123,20 @@ def test_without_a_gpu_the_variant_for_the_cpu_opens(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "runs cpu-fp32 by onnxruntime; not rtx-ampere-int8 by tensorrt, " in record.getMessage()
+
+
+def test_no_gpu_is_said_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def long(device: int = 0) -> Gpu:
+        text = (
+            "CUDA finds no GPU here (libcudart.so.12: cudaErrorInsufficientDriver: CUDA driver ...; runtime 12.9)."
+        )
+        raise UnsupportedDeviceError(text, hint="install the driver")
+
+    monkeypatch.setattr(cuda, "find_gpu", long)
+    with open_session(planned_bundle(tmp_path / "x.edgemm", AMPERE | CPU)) as session:
+        assert session.choice is not None
+        assert {p.reason for p in session.choice.passed_over} == {"CUDA finds no GPU here."}
+        assert {p.hint for p in session.choice.passed_over} == {"install the driver; details: edgemm doctor"}
 
 
 def test_this_machine_as_it_is(tmp_path: Path) -> None:
@@ -173,7 +191,8 @@ def test_bfloat16_is_passed_over_on_the_cpu(tmp_path: Path, on: Any) -> None:
         assert "no bfloat16 arithmetic" in session.choice.passed_over[-1].reason
     with pytest.raises(UnsupportedDeviceError, match=r"nothing in this bundle runs here: .*no bfloat16") as caught:
         open_session(planned_bundle(tmp_path / "y.edgemm", BF16))
-    assert "'rtx-ampere-bf16' by tensorrt: CUDA finds no GPU here" in str(caught.value)
+    said = "'rtx-ampere-bf16' by tensorrt, ort-rtx, ort-tensorrt, ort-cuda: CUDA finds no GPU here; "
+    assert said in str(caught.value)
 
 
 def test_named_target_is_an_error_not_a_fallback(tmp_path: Path, on: Any) -> None:

@@ -17,6 +17,9 @@ MAX_LENGTH = 500
 _NOISE = ("cudaError 35", "CUDA driver version is insufficient")
 """A machine without a driver says so at every step; TensorRT-RTX builds all the same."""
 
+_IDLE = ("Converting conv activation scales to fp32",)
+"""Warnings about what TensorRT does inside, which nobody who gave a graph can change."""
+
 _WRAPPERS = (
     re.compile(r"^\s*(?:\[[^\]]*\]\s*)?(?:I\w+::\w+:\s*)?Error Code \d+:?\s*[\w ]*?(?=\(|:)\s*:?\s*"),
     re.compile(r"\s+In \w+ at \S+:\d+"),
@@ -103,9 +106,9 @@ def errors_of(messages: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def warnings_of(messages: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Returns the cleaned warnings of a log, without repetitions."""
+    """Returns the cleaned warnings of a log that somebody can act on, without repetitions."""
     found = (clean(text) for severity, text in messages if severity == "WARNING")
-    return tuple(dict.fromkeys(text for text in found if text))
+    return tuple(dict.fromkeys(text for text in found if text and not any(idle in text for idle in _IDLE)))
 
 
 def hint_for(message: str, otherwise: str) -> str:
