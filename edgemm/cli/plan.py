@@ -129,8 +129,12 @@ def _from_bundle(bundle: Path, targets: Sequence[str] = ()) -> dict[str, Any]:
 
 def _print(found: Mapping[str, Any], *, every: bool) -> None:
     decisions = found["plan"]["decisions"]
-    click.echo(table(_COLUMNS, _rows(decisions, every=every), right=("cost", "gain ms")))
     search = found["search"]
+    header, rows = _filled(_COLUMNS, list(_rows(decisions, every=every)))
+    click.echo(table(header, rows, right=("cost", "gain ms")))
+    if found["plan"]["target"] != "cpu":
+        order = "; what goes back first is chosen by a cost model" if search is not None else ""
+        click.echo(f"\nlatency is unmeasured without the GPU{order}")
     if search is not None and search["stages"]:
         click.echo("\ndrop of the metric when one stage alone is integer")
         blanks = list(next(iter(search["stages"].values()))["blank"])
@@ -159,6 +163,14 @@ def _print(found: Mapping[str, Any], *, every: bool) -> None:
     for variant in found["variants"]:
         if variant["refused"] is not None:
             click.echo(f"refused: {variant['name']}: {variant['refused']}")
+
+
+def _filled(
+    header: Sequence[str], rows: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns the table without cost and gain where no row has one."""
+    kept = [i for i, name in enumerate(header) if name not in ("cost", "gain ms") or any(r[i] for r in rows)]
+    return tuple(header[i] for i in kept), [tuple(r[i] for i in kept) for r in rows]
 
 
 def _rows(decisions: Sequence[Mapping[str, Any]], *, every: bool) -> Iterator[tuple[str, ...]]:

@@ -48,7 +48,7 @@ def render_all(shown: tuple[Target, ...], here: Detection) -> str:
             f"{t.name}{' *' if t.name == here.target.name else ''}",
             str(t.sm or ""),
             ", ".join(t.tensorrt),
-            " ".join(t.precisions),
+            " ".join(f"({p})" if p == "fp32" and _qualified(t) else p for p in t.precisions),
             str(t.dla or ""),
             "-".join(map(str, dict.fromkeys((t.memory_gb[0], t.memory_gb[-1])))) if t.memory_gb else "",
             t.backends[0],
@@ -56,7 +56,13 @@ def render_all(shown: tuple[Target, ...], here: Detection) -> str:
         for t in shown
     ]
     header = ["target", "SM", "TensorRT", "precisions", "DLA", "GB", "backend"]
-    return "\n".join([table(header, rows, right=("SM", "DLA", "GB")), "", *_here(here)])
+    partly = [f"(fp32)  {t.name}: {text}" for t in shown for text in _qualified(t)]
+    return "\n".join([table(header, rows, right=("SM", "DLA", "GB")), *partly, "", *_here(here)])
+
+
+def _qualified(target: Target) -> list[str]:
+    """Returns what a target cannot do in float32, or nothing."""
+    return [f.text for f in target.facts if f.field == "precisions" and f.text.startswith("no FP32")]
 
 
 def render_one(target: Target, here: Detection | None) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgemm.backends.targets import Target, find_targets, list_targets
+from edgemm.backends.targets import AUTO, Target, find_target, find_targets, list_targets
 from edgemm.bundle import Manifest, StageEntry, check_output, write_bundle
 from edgemm.errors import BackendError, QuantizationError, RecipeError
 from edgemm.export.request import ExportResult
@@ -119,13 +119,17 @@ def _convert(
         last = outcome.variants[-1]  # the plainest one
         raise BackendError(
             f"nothing can ship: {last.name}: {last.refused}.",
-            hint="give another target, --target cpu for example, or take what it names out of the model",
+            hint=_REMEDY_FLOAT if "in fp16" in (last.refused or "") else _REMEDY,
         )
     with clock("bundle"):
         variants, files = bench.finish(outcome.variants, outcome.files)
         files["recipe.json"] = _recipe_json(recipe)
         outcome = replace(outcome, variants=variants)
     return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files
+
+
+_REMEDY = "give another target, --target cpu for example, or take what it names out of the model"
+_REMEDY_FLOAT = "use --precision auto or fp16 with calibration samples (--calib)"
 
 
 def _targets(recipe: Recipe) -> tuple[Target, ...]:
@@ -137,7 +141,8 @@ def _targets(recipe: Recipe) -> tuple[Target, ...]:
     """
     targets = find_targets(recipe.target)
     for target in targets:
-        _can_have(target, recipe.quantize.precision)
+        by_auto = AUTO in recipe.target and target == find_target(AUTO) and target.name not in recipe.target
+        _can_have(target, recipe.quantize.precision, " (what 'auto' is on this machine)" if by_auto else "")
     if recipe.quantize.plan is not None:
         made_for = open_plan(recipe.quantize.plan).target
         for target in targets:
@@ -149,18 +154,19 @@ def _targets(recipe: Recipe) -> tuple[Target, ...]:
     return targets
 
 
-def _can_have(target: Target, precision: str) -> None:
+def _can_have(target: Target, precision: str, auto: str = "") -> None:
     """Checks that a target has a precision that is demanded and that not every target has."""
     if target.module is None and precision in (HALF, *RARE):
         raise RecipeError(
-            f"precision {precision} is for NVIDIA targets, not for '{target.name}'.",
-            hint="use --precision auto, or leave the target out",
+            f"precision {precision} is for NVIDIA targets, not for '{target.name}'{auto}.",
+            hint="use --precision auto, or name an NVIDIA target (edgemm targets)",
         )
     if precision in RARE and precision not in target.precisions:
         sm = f" (SM {target.sm})" if target.sm else ""
         able = [t.name for t in list_targets() if t.module is not None and precision in t.precisions]
         raise RecipeError(
-            f"precision {precision} does not exist on {target.name}{sm}: it has {', '.join(target.precisions)}.",
+            f"precision {precision} does not exist on {target.name}{sm}{auto}: "
+            f"it has {', '.join(target.precisions)}.",
             hint=f"use --precision auto; {precision} is for {', '.join(able)}",
         )
 

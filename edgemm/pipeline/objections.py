@@ -39,13 +39,13 @@ def inaccurate(recipe: Recipe, accuracy: Mapping[str, Any] | None) -> str | None
         return None
     objection = over_budget(recipe, accuracy, accuracy["split"])
     for name, blank in accuracy.get("blank", {}).items():
-        objection = objection or over_budget(recipe, blank, f"{accuracy['split']} samples with {name} blank, of")
+        objection = objection or over_budget(recipe, blank, accuracy["split"], f" with {name} blank")
     return objection
 
 
-def over_budget(recipe: Recipe, accuracy: Mapping[str, Any], split: str) -> str | None:
-    """Objects to what `Scorer.measure` found on one split."""
-    where, budget = f"{accuracy['samples']} {split} samples", recipe.evaluate.max_drop
+def over_budget(recipe: Recipe, accuracy: Mapping[str, Any], split: str, blank: str = "") -> str | None:
+    """Objects to what `Scorer.measure` found on one split; `blank` says what was blank in it."""
+    where, budget = f"{accuracy['samples']} {split} samples{blank}", recipe.evaluate.max_drop
     drop = accuracy["drop"]
     if drop is None:
         return f"{accuracy['metric']} is no number on {where}"

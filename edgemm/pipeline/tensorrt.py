@@ -150,7 +150,8 @@ class TrtContest:
             if isinstance(found, Outcome):
                 others = tuple(v for p, v in refused.items() if p != proposal.precision)
                 return replace(found, variants=(*found.variants, *others))
-            self.progress.step("verify", f"{found.name}: refused, {found.refused}")
+            which = f" ({proposal.which})" if proposal.which else ""
+            self.progress.step("verify", f"{found.name}{which}: refused, {found.refused}")
             refused.setdefault(proposal.precision, found)
         wanted = self.recipe.quantize.precision
         if wanted in (*BY_NAME, HALF):

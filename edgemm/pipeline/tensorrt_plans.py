@@ -59,12 +59,14 @@ class TrtProposal:
         plan: The decisions; None is plain float32.
         table: What the plan is applied with; None for plain float32.
         objection: Why it is not worth building, or None.
+        which: Which of several plans of its precision it is, in words.
     """
 
     precision: str
     plan: QuantPlan | None = None
     table: CalibrationTable | None = None
     objection: str | None = None
+    which: str = ""
 
 
 class SimulatedMeasure(ChainMeasure):
@@ -157,7 +159,7 @@ class TrtPlans:
         """Returns the plan with everything quantized that the placement rules would have so."""
         plan = plan_tensorrt(self.stages, self.table, half, low=low.precision)
         if low.precision in plan.counts():
-            return self._scored(low.name, plan)
+            return replace(self._scored(low.name, plan), which="the plan by the rules")
         reasons = dict.fromkeys(f"{d.op} {d.node}: {d.reason}" for d in plan.decisions if d.rule not in _OTHER)
         text = "; ".join(list(reasons)[:3]) + ("; ..." if len(reasons) > 3 else "")
         text = text or f"no {'Gemm' if low.weights_only else 'Conv, Gemm'} or MatMul gains from it"
@@ -194,7 +196,10 @@ class TrtPlans:
             "search",
             f"{len(result.points)} plans scored for TensorRT, {len(fitting)} milder ones within the budget",
         )
-        return [TrtProposal(low.name, self._with_costs(p, groups), self.table) for p in fitting[:MILDER]]
+        return [
+            TrtProposal(low.name, self._with_costs(p, groups), self.table, which=f"milder plan {number}")
+            for number, p in enumerate(fitting[:MILDER], 1)
+        ]
 
     def _with_costs(self, point: Point, groups: tuple[Group, ...]) -> QuantPlan:
         assert self.result is not None

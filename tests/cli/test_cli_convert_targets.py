@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from cli_models import HEAD, LENGTHS
 
+from edgemm.backends.targets import find_target
+
 ORIN, THOR = "jetson-orin-nano", "jetson-thor"
 RANDOM = np.random.default_rng(3)
 WEIGHT = RANDOM.standard_normal((32, 32)).round(2)
@@ -68,6 +70,9 @@ def test_inspect_plan_and_run_take_it(edgemm: Edgemm, bundle: Path, samples: Pat
     assert [e["built"] for e in orin["engines"]] == [[]] * len(orin["engines"])
     assert orin["lint"]["error"] == 0
     assert edgemm("plan", bundle).out.count("fp16") == 0
+    said = edgemm("plan", bundle, "--target", ORIN).out.splitlines()
+    assert said[0].split()[-2:] == ["rule", "reason"]  # nothing was timed, and nothing searched
+    assert "latency is unmeasured without the GPU" in said
     plan = edgemm("plan", bundle, "--target", "orin-nano", "--json").json
     assert plan["variant"] == f"{ORIN}-int8"
     assert {d["precision"] for d in plan["plan"]["decisions"]} <= {"int8", "fp16"}
@@ -141,6 +146,30 @@ def test_a_size_that_nobody_told(edgemm: Edgemm, onnx_file: Callable[..., Path],
     assert "--profile time=MIN:OPT:MAX" in result.err
     result = edgemm(*call, "--profile", "time=1:16:32")
     assert result.code == 0, result.err
+
+
+def test_auto_says_what_it_is_here(edgemm: Edgemm, model: Path, samples: Path, tmp_path: Path) -> None:
+    call = ("convert", model, "--calib", samples, "--precision", "fp16", "-o", tmp_path / "o.edgemm")
+    result = edgemm(*call, "--target", "auto")
+    if find_target("auto").module is None:
+        assert "not for 'cpu' (what 'auto' is on this machine)." in result.err
+    assert "this machine" not in edgemm(*call, "--target", "cpu").err
+
+
+def test_float32_on_turing_is_answered_with_fp16(
+    edgemm: Edgemm, model: Path, samples: Path, tmp_path: Path
+) -> None:
+    call = ("convert", model, "--calib", samples, "--target", "rtx-turing", "-o", tmp_path / "o.edgemm")
+    result = edgemm(*call, "--precision", "fp32")
+    assert result.code == 1
+    assert "no float32 matrix products on SM 75" in result.err
+    assert "use --precision auto or fp16" in result.err
+
+
+def test_which_plan_was_refused(edgemm: Edgemm, model: Path, samples: Path, tmp_path: Path) -> None:
+    call = ("convert", model, "--calib", samples, "--target", ORIN, "-o", tmp_path / "o.edgemm")
+    result = edgemm(*call, "--max-drop", "0", "--search-seconds", "1")
+    assert f"{ORIN}-int8 (the plan by the rules): refused, " in result.err
 
 
 def test_a_recipe_names_targets(edgemm: Edgemm, model: Path, samples: Path, tmp_path: Path) -> None:

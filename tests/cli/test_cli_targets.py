@@ -16,6 +16,13 @@ def test_the_table_names_every_target_and_this_machine(edgemm) -> None:
     assert "8.6, 10.3, 10.16, 11.4" in result.out
 
 
+def test_float32_that_has_no_products_is_marked(edgemm) -> None:
+    lines = edgemm("targets").out.splitlines()
+    marked = [line.split()[0] for line in lines if "(fp32)" in line]
+    assert marked == ["rtx-turing", "(fp32)"]
+    assert any(line.startswith("(fp32)  rtx-turing: no FP32 matrix products") for line in lines)
+
+
 def test_one_target_with_its_sources(edgemm) -> None:
     result = edgemm("targets", "orin-nx")
     assert result.code == 0
