@@ -55,8 +55,11 @@ class Format:
         return np.zeros((), self.dtype.numpy())
 
 
-SMALLEST_SCALE = 2.0**-14
-"""Scales below this are subnormal in fp16 and lose digits."""
+SMALLEST_NORMAL = 2.0**-14
+"""Numbers below this are subnormal in fp16 and lose digits (IEEE 754 binary16)."""
+
+SMALLEST_SCALE = SMALLEST_NORMAL
+"""So are scales."""
 
 FORMATS = {
     INT8: Format(INT8, "int8", ir.DataType.INT8, 127.0, 10),

@@ -28,7 +28,7 @@ from edgemm.partition import Stage, StageGraph
 from edgemm.quant.joins import MIN_BITS, JoinScales, decide_scales, explain_joins, join_scales
 from edgemm.quant.plan import BF16, FLOAT, HALF, INT8, WEIGHT4, Decision, QuantPlan
 from edgemm.quant.table import CalibrationTable, TensorRange
-from edgemm.quant.tensorrt.formats import BLOCK_SIZE, FORMATS, SMALLEST_SCALE
+from edgemm.quant.tensorrt.formats import BLOCK_SIZE, FORMATS, SMALLEST_NORMAL, SMALLEST_SCALE
 from edgemm.quant.tensorrt.geometry import geometry_cone
 from edgemm.quant.tensorrt.half import HALF_OPS, allowed, float_values, is_float
 from edgemm.quant.tensorrt.rules import verdict, verdict_in
@@ -159,6 +159,8 @@ class _Stage:
                 return "not-calibrated", f"calibration never saw a finite value in '{value.name}'"
             if max(abs(found.low), abs(found.high)) == 0.0:
                 return "constant-range", f"'{value.name}' was 0 in every calibration sample"
+            if value.producer() is not None and self._small_scale(value):
+                return "small-range", f"'{value.name}' is so small that fp16 does not hold the scale of {self.low}"
         return None
 
     def _range(self, value: ir.Value) -> TensorRange | None:
@@ -227,7 +229,8 @@ class _Stage:
         if known is not None and known.precision == self.low:
             if rule == "geometry":
                 return replace(known, precision=FLOAT, rule=rule, reason=reason)
-            floats_stay = rule or self._small_scale(node) or self._opset < HALF_SCALES
+            small = any(self._small_scale(value) for value in data_inputs(node))
+            floats_stay = rule or small or self._opset < HALF_SCALES
             side = FLOAT if floats_stay else self.half or FLOAT
             return replace(known, options={**known.options, "float": side})
         if self.half is None:
@@ -257,6 +260,11 @@ class _Stage:
             if not peak < limit:
                 known = "was never seen" if math.isinf(peak) else f"reaches {peak:.3g}"
                 return "overflow", f"'{value.name}' {known}; {self.half or HALF} holds {limit * HEADROOM:.4g}"
+            if self.half == HALF and 0 < peak < SMALLEST_NORMAL and constant_array(value) is None:
+                return (
+                    "underflow",
+                    f"'{value.name}' is at most {peak:.3g}; fp16 loses digits below {SMALLEST_NORMAL:.3g}",
+                )
         return "", ""
 
     def _peak(self, values: list[ir.Value]) -> float:
@@ -273,7 +281,7 @@ class _Stage:
                 return math.inf
         return peak
 
-    def _small_scale(self, node: ir.Node) -> bool:
-        found = [r for v in data_inputs(node) if (r := self._range(v)) is not None]
-        small = any(max(abs(r.low), abs(r.high)) / 127 < SMALLEST_SCALE for r in found)
+    def _small_scale(self, value: ir.Value) -> bool:
+        found = self._range(value)
+        small = found is not None and max(abs(found.low), abs(found.high)) / 127 < SMALLEST_SCALE
         return small and self.low == INT8 and self.half == HALF  # scales of fp8 are never that small

@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from builders import random_feed
-from plan_models import Projected, applied, prepared
+from plan_models import Projected, Wide, applied, prepared
 
 from edgemm.backends.targets import find_target
 from edgemm.errors import QuantizationError
@@ -150,6 +150,31 @@ def test_values_that_fp16_cannot_hold_stay_float() -> None:
     assert any(d.op == "MatMul" for d in over)
     assert all("fp16 holds 6.55e+04" in d.reason for d in over)
     assert not of(plan_tensorrt(stages, large, "bf16"), rule="overflow")
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-4])
+def test_values_too_small_for_a_scale_in_fp16_are_not_int8(size: float) -> None:
+    model = Wide()
+    with torch.no_grad():
+        for layer in (model.a, model.b):
+            layer.weight.mul_(size)
+            layer.bias.zero_()
+    graph, stages, table = prepared(model, (torch.rand(2, 4, 128), torch.rand(2, 4, 128)), "a", "b")
+    plan = plan_tensorrt(stages, table)
+    if size > 1e-6:
+        (small,) = of(plan, rule="small-range")
+        assert small.precision != INT8
+        assert "fp16 does not hold the scale" in small.reason
+    assert bool(of(plan, rule="underflow")) == (size < 1e-6)
+    models = applied(stages, plan, table)
+    for planned in models.values():
+        for node in planned.graph:
+            if node.op_type == "QuantizeLinear":
+                assert (node.inputs[1].const_value.numpy().astype(np.float32) >= 2.0**-14).all()
+    feed = random_feed(graph, 1, 5)
+    floats = {s.name: s.model for s in stages.stages}
+    a, b = run(stages, floats, feed)["y"], run(stages, models, feed)["y"]
+    np.testing.assert_allclose(b, a, atol=0.05 * np.abs(a).max())
 
 
 def test_equal_plans_give_equal_bytes(cameras: Any) -> None:
