@@ -1,4 +1,4 @@
-"""Per fixture: size and build seconds of TensorRT engines in float, fp16 and int8, and what the lint finds.
+"""Per fixture: size and build seconds of TensorRT engines in each precision, and what the lint finds.
 
     python -m benchmarks.engines [NAME ...] [--sm 86,120] [--json OUT]
 
@@ -36,6 +36,7 @@ from edgemm.pipeline.tensorrt_plans import TrtProposal
 from edgemm.quant.collect import collect
 from edgemm.quant.plan import FLOAT, HALF, INT8
 from edgemm.quant.table import CalibrationTable
+from edgemm.quant.tensorrt.formats import BY_NAME, FORMATS
 from edgemm.quant.tensorrt.placement import plan_tensorrt, tensors_to_watch
 from edgemm.quant.tensors import WEIGHTED
 from edgemm.recipe import build_recipe
@@ -64,10 +65,11 @@ def row(name: str, capabilities: Sequence[int]) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         for proposal in proposals(stages, table):
             if proposal.objection is not None:
-                result["no_int8"] = proposal.objection
+                result[f"no_{proposal.precision}"] = proposal.objection
                 continue
-            made = write_graphs(proposal, staged(stages), shapes, Path(folder))
-            for target in targets:
+            able = [t for t in targets if proposal.precision in (FLOAT, *t.precisions)]
+            made = write_graphs(proposal, staged(stages), shapes, Path(folder)) if able else ()
+            for target in able:
                 found = built(proposal, made, staged(stages), target, Path(folder))
                 result["engines"][str(target.sm)][proposal.precision] = found
     result["load_average"].append(round(os.getloadavg()[0], 2))
@@ -75,14 +77,15 @@ def row(name: str, capabilities: Sequence[int]) -> Row:
 
 
 def proposals(stages: StageGraph, table: CalibrationTable) -> Iterator[TrtProposal]:
-    """Yields float32, fp16, and int8 with fp16 by the rules; the last with an objection where nothing is int8."""
+    """Yields float32, fp16, and each low format beside fp16 by the rules; an objection where nothing is in it."""
     yield TrtProposal(FLOAT)
     every = {(s.name, str(node.name)): ("half", HALF) for s in stages.stages for node in s.model.graph}
     yield TrtProposal(HALF, plan_tensorrt(stages, table, HALF, no_low=every), table)
-    plan = plan_tensorrt(stages, table, HALF)
-    reasons = dict.fromkeys(f"{d.op}: {d.reason}" for d in plan.decisions if d.op in WEIGHTED)
-    nothing = None if INT8 in plan.counts() else "; ".join(reasons) or "no Conv, Gemm or MatMul"
-    yield TrtProposal(INT8, plan, table, nothing)
+    for form in FORMATS.values():
+        plan = plan_tensorrt(stages, table, HALF, low=form.precision)
+        reasons = dict.fromkeys(f"{d.op}: {d.reason}" for d in plan.decisions if d.op in WEIGHTED)
+        nothing = None if form.precision in plan.counts() else "; ".join(reasons) or "no Conv, Gemm or MatMul"
+        yield TrtProposal(form.name, plan, table, nothing)
 
 
 def built(
@@ -131,6 +134,8 @@ def show(rows: Sequence[Row]) -> None:
         "float kB",
         "fp16 kB",
         "int8 kB",
+        "fp8 kB",
+        "int4 kB",
         "int8 nodes",
         "s",
         "findings",
@@ -141,12 +146,12 @@ def show(rows: Sequence[Row]) -> None:
     for r in rows:
         for capability, by_precision in r["engines"].items():
             table.add_row(r["fixture"], str(len(r["stages"])), capability, *_cells(by_precision))
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
 
 def _cells(by_precision: Mapping[str, Any]) -> list[str]:
     sizes = []
-    for precision in (FLOAT, HALF, INT8):
+    for precision in (FLOAT, HALF, *BY_NAME):
         found = by_precision.get(precision)
         sizes.append("-" if found is None or found["failures"] else f"{found['bytes'] / 1e3:.0f}")
     nodes = by_precision[INT8]["nodes"][INT8] if INT8 in by_precision else 0
