@@ -30,6 +30,8 @@ FAKE = """
 import os, sys, time
 from trt_fakes import BEHAVIOUR, Machine, fake_module
 
+pytestmark = pytest.mark.slow  # real build processes, with time limits and interruptions: minutes
+
 build = BEHAVIOUR["Builder.build_serialized_network"]
 def replaced(module, self, network, config):
     {body}
