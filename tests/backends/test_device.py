@@ -26,11 +26,11 @@ from edgemm.runtime import cuda
 from edgemm.runtime._trt.engines import Gpu
 from edgemm.runtime._trt.sidecar import read_sidecar
 
+pytestmark = pytest.mark.slow  # real build processes, with time limits and interruptions: minutes
+
 FAKE = """
 import os, sys, time
 from trt_fakes import BEHAVIOUR, Machine, fake_module
-
-pytestmark = pytest.mark.slow  # real build processes, with time limits and interruptions: minutes
 
 build = BEHAVIOUR["Builder.build_serialized_network"]
 def replaced(module, self, network, config):
