@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from planned import AMPERE, CPU, JETSON, ORIN, RTX_3060, STAGES, engines_in, model, planned_bundle, with_build
+from trt_script import write_fake
 
 from edgemm.backends import device
 from edgemm.backends.device import Step, Watch, build_missing
@@ -25,20 +26,6 @@ from edgemm.graph import serialize
 from edgemm.runtime import cuda
 from edgemm.runtime._trt.engines import Gpu
 from edgemm.runtime._trt.sidecar import read_sidecar
-
-pytestmark = pytest.mark.slow  # real build processes, with time limits and interruptions: minutes
-
-FAKE = """
-import os, sys, time
-from trt_fakes import BEHAVIOUR, Machine, fake_module
-
-build = BEHAVIOUR["Builder.build_serialized_network"]
-def replaced(module, self, network, config):
-    {body}
-    return build(module, self, network, config)
-BEHAVIOUR["Builder.build_serialized_network"] = replaced
-sys.modules["tensorrt"] = fake_module("tensorrt-{version}", Machine(steps=3, dla_cores=1))
-"""
 
 
 @pytest.fixture
@@ -51,7 +38,7 @@ def tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     monkeypatch.syspath_prepend(place)
 
     def install(version: str = "10.3.0", body: str = "pass") -> None:
-        (place / "tensorrt.py").write_text(FAKE.format(body=body, version=version))
+        write_fake(place, body, version=version, dla_cores=1)
         shutil.rmtree(place / "__pycache__", ignore_errors=True)
         sys.modules.pop("tensorrt", None)
 

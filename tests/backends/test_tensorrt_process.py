@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from trt_graphs import model_of, quantize, random_weights, write
+from trt_script import write_fake
 
 from edgemm.backends._trt.process import ROOT
 from edgemm.backends.tensorrt import (
@@ -34,20 +35,6 @@ MODEL = model_of(
 )
 PROFILES = make_profiles((TensorSpec("x", "float32", ("batch", 64)),), [{"batch": SizeRange(1, 2, 4)}])
 
-FAKE = """
-import os, signal, sys, time
-import trt_fakes
-from trt_fakes import BEHAVIOUR, Machine, fake_module
-
-build = BEHAVIOUR["Builder.build_serialized_network"]
-def replaced(module, self, network, config):
-    print("TensorRT prints this itself", flush=True)
-    {body}
-    return build(module, self, network, config)
-BEHAVIOUR["Builder.build_serialized_network"] = replaced
-sys.modules["tensorrt"] = fake_module("tensorrt-10.3.0", Machine(steps=50))
-"""
-
 
 @pytest.fixture
 def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -58,7 +45,7 @@ def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", f"{place}{os.pathsep}{Path(__file__).parent}")
 
     def make(body: str = "pass", model=MODEL) -> BuildRequest:
-        (place / "tensorrt.py").write_text(FAKE.format(body=body))
+        write_fake(place, f"print('TensorRT prints this itself', flush=True)\n{body}", steps=50)
         onnx = write(model, tmp_path)
         return BuildRequest(onnx, out / "m.engine", "tensorrt", "encoder", ("camera",), profiles=PROFILES)
 

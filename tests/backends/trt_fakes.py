@@ -60,6 +60,7 @@ class Machine:
         stores_float: The engine has 4 bytes per quantized weight.
         shape_inputs: Inputs that are shapes.
         steps: Steps of the build that a monitor is told about.
+        replaced: `"Class.member"` -> what it does instead of what `BEHAVIOUR` says.
     """
 
     dla_cores: int = 0
@@ -75,6 +76,7 @@ class Machine:
     stores_float: bool = False
     shape_inputs: tuple[str, ...] = ()
     steps: int = 3
+    replaced: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
     def called(self, name: str) -> list[tuple[Any, ...]]:
@@ -182,13 +184,19 @@ def _class(module: Any, name: str, members: Mapping[str, list[list[str]] | None]
     return type(name, (Fake,), namespace)
 
 
+def _behaviour(module: Any, name: str, member: str) -> Callable[..., Any] | None:
+    """Returns what a member of a class does, or None where nobody has said."""
+    own = f"{name}.{member}"
+    return module.machine.replaced.get(own) or BEHAVIOUR.get(own) or BEHAVIOUR.get(f"*.{member}")
+
+
 def _constructor(module: Any, name: str, signatures: list[list[str]] | None) -> Callable[..., None]:
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
         if signatures is None:
             raise TypeError(f"{name}: No constructor defined!")
         arguments = bind(f"{name}.__init__", signatures, args, kwargs)
         Fake.__init__(self)
-        BEHAVIOUR.get(f"{name}.__init__", _nothing)(module, self, *arguments)
+        (_behaviour(module, name, "__init__") or _nothing)(module, self, *arguments)
 
     return construct
 
@@ -197,15 +205,14 @@ def _method(module: Any, name: str, member: str, signatures: list[list[str]]) ->
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         arguments = bind(f"{name}.{member}", signatures, args, kwargs)
         module.machine.calls.append((f"{name}.{member}", arguments))
-        behaviour = BEHAVIOUR.get(f"{name}.{member}") or BEHAVIOUR.get(f"*.{member}") or _nothing
-        return behaviour(module, self, *arguments)
+        return (_behaviour(module, name, member) or _nothing)(module, self, *arguments)
 
     return call
 
 
 def _property(module: Any, name: str, member: str) -> property:
     def get(self: Any) -> Any:
-        behaviour = BEHAVIOUR.get(f"{name}.{member}") or BEHAVIOUR.get(f"*.{member}")
+        behaviour = _behaviour(module, name, member)
         if behaviour is not None:
             return behaviour(module, self)
         return self._values.get(member)

@@ -13,22 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from planned import AMPERE, CPU, JETSON, ORIN, STAGES, engines_in, planned_bundle
+from trt_script import write_fake
 
 from edgemm.bundle import read_manifest, verify
 from edgemm.runtime import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = """
-import sys, time
-from trt_fakes import BEHAVIOUR, Machine, fake_module
-
-build = BEHAVIOUR["Builder.build_serialized_network"]
-def replaced(module, self, network, config):
-    {body}
-    return build(module, self, network, config)
-BEHAVIOUR["Builder.build_serialized_network"] = replaced
-sys.modules["tensorrt"] = fake_module("tensorrt-10.3.0", Machine(steps=3))
-"""
 
 
 @pytest.fixture
@@ -45,8 +35,7 @@ def orin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(place)
     monkeypatch.syspath_prepend(ROOT / "tests/backends")
     monkeypatch.setattr(cuda, "find_gpu", lambda device=0: ORIN)
-    (place / "tensorrt.py").write_text(FAKE.format(body="pass"))
-    yield place / "tensorrt.py"
+    yield write_fake(place)
     sys.modules.pop("tensorrt", None)
 
 
@@ -162,7 +151,7 @@ def test_run_for_the_cpu_tells_what_runs_graphs_for_tensorrt(edgemm: Any, tmp_pa
 
 
 def test_ctrl_c_keeps_what_was_built(bundle: Path, orin: Path) -> None:
-    orin.write_text(FAKE.format(body="network.num_inputs == 2 and time.sleep(600)"))
+    write_fake(orin.parent, "network.num_inputs == 2 and time.sleep(600)")
     code = (
         "from edgemm.runtime import cuda; from edgemm.runtime._trt.engines import Gpu; "
         "cuda.find_gpu = lambda device=0: Gpu('Orin', 87, 8, 0, True); "
