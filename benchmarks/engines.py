@@ -37,7 +37,7 @@ from edgemm.quant.collect import collect
 from edgemm.quant.plan import FLOAT, HALF, INT8
 from edgemm.quant.table import CalibrationTable
 from edgemm.quant.tensorrt.formats import BY_NAME, FORMATS
-from edgemm.quant.tensorrt.placement import plan_tensorrt, tensors_to_watch
+from edgemm.quant.tensorrt.placement import plan_half, plan_tensorrt, tensors_to_watch
 from edgemm.quant.tensors import WEIGHTED
 from edgemm.recipe import build_recipe
 from edgemm.rewrite import rewrite
@@ -79,8 +79,7 @@ def row(name: str, capabilities: Sequence[int]) -> Row:
 def proposals(stages: StageGraph, table: CalibrationTable) -> Iterator[TrtProposal]:
     """Yields float32, fp16, and each low format beside fp16 by the rules; an objection where nothing is in it."""
     yield TrtProposal(FLOAT)
-    every = {(s.name, str(node.name)): ("half", HALF) for s in stages.stages for node in s.model.graph}
-    yield TrtProposal(HALF, plan_tensorrt(stages, table, HALF, no_low=every), table)
+    yield TrtProposal(HALF, plan_half(stages, table, HALF), table)
     for form in FORMATS.values():
         plan = plan_tensorrt(stages, table, HALF, low=form.precision)
         reasons = dict.fromkeys(f"{d.op}: {d.reason}" for d in plan.decisions if d.op in WEIGHTED)

@@ -97,6 +97,10 @@ class Variant:
         named = tuple(e if e.backend else replace(e, backend=self.backend) for e in self.engines)
         object.__setattr__(self, "engines", named)
 
+    def refuse(self, reason: str) -> Variant:
+        """Returns the record of this variant in a bundle that does not ship it."""
+        return replace(self, engines=(), size_bytes=0, refused=reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

@@ -8,7 +8,6 @@ chooses, `result` tells what it came to.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -26,6 +25,7 @@ from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
 from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
 from edgemm.pipeline.exporting import export
+from edgemm.pipeline.json_file import json_file
 from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
@@ -267,4 +267,4 @@ def _recipe_json(recipe: Recipe) -> bytes:
     data["quantize"]["plan"] = name(data["quantize"]["plan"])
     for section in data["inputs"].values():
         section["blank"] = name(section["blank"])
-    return json.dumps(data, indent=1).encode() + b"\n"
+    return json_file(data)

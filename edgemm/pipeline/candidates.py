@@ -58,10 +58,6 @@ class Candidate:
         variant = replace(self.variant, name=name, engines=engines)
         return Candidate(variant, {path(file): draft for file, draft in self.files.items()})
 
-    def refuse(self, reason: str) -> Candidate:
-        """Returns the record of this candidate in a bundle that does not ship it."""
-        return Candidate(replace(self.variant, engines=(), size_bytes=0, refused=reason), {})
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:

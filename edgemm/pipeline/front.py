@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgemm.pipeline.json_file import json_file
 from edgemm.quant.groups import Group, choices_of
 from edgemm.quant.plan import FLOAT, QuantPlan
 from edgemm.quant.search import Point, SearchResult
@@ -26,7 +26,7 @@ def front_files(
         unit: What the points are ordered by: `"ms"`, or `"MB"` when the size is the objective.
     """
     data = search_json(result, groups, chosen, budget, unit)
-    files = {"report/search.json": json.dumps(data, indent=1).encode() + b"\n"}
+    files = {"report/search.json": json_file(data)}
     if any(math.isfinite(p.ms) and math.isfinite(p.accuracy.worst) for p in result.points):
         files["report/front.svg"] = plot(data)
     return files

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgemm.partition import StageGraph
 from edgemm.pipeline.candidates import TARGET
 from edgemm.pipeline.engines import EngineKind
+from edgemm.pipeline.evidence import calibrate, search_measure
 from edgemm.pipeline.forms import GIVEN, by_size, limits_of, settings_of, timed
 from edgemm.pipeline.judge import Judge, SizeJudge
 from edgemm.pipeline.lineup import MARGIN, NONE, LineUp, anything, best_lineup, exact, race_forms
@@ -21,14 +22,11 @@ from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, Started, integer_proposals
 from edgemm.pipeline.race import Track
 from edgemm.pipeline.saved_plan import read_plan
-from edgemm.pipeline.scoring import choose_metric
 from edgemm.pipeline.silence import Silence
 from edgemm.pipeline.splits import Splits
-from edgemm.quant.cache import Results, cache_folder, key_of
-from edgemm.quant.collect import collect
+from edgemm.quant.cache import key_of
 from edgemm.quant.groups import Group, by_stage, choices_of, group_nodes
-from edgemm.quant.joins import join_warnings
-from edgemm.quant.measure import ChainMeasure, Scoring
+from edgemm.quant.measure import ChainMeasure
 from edgemm.quant.placement import alternatives, plan_quantization
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
 from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
@@ -157,11 +155,7 @@ class Integers:
     @cached_property
     def _measure(self) -> ChainMeasure:
         """Accuracy of plans on the search samples, complete and blank."""
-        samples, label, evaluate = self.splits.search, self.splits.search_label, self.recipe.evaluate
-        assert samples is not None
-        scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
-        twins = self.silence.twins(samples)
-        return ChainMeasure(self.stages, self.io, self._table, samples, scoring, twins, self._results())
+        return search_measure(ChainMeasure, self.stages, self._table, self.splits, self.silence)
 
     @property
     def _table(self) -> CalibrationTable:
@@ -184,21 +178,8 @@ class Integers:
         return section.precision == INT8 or section.plan is not None or by_size(self.recipe) or not self._raced
 
     def _calibrate(self) -> None:
-        samples, blank = self.silence.mixed()
-        table = self.table = collect(
-            self.stages,
-            self.io,
-            samples,
-            self.recipe.quantize.calibrator,
-            lambda done, total: self.progress.bar("calibrate", done, total),
-        )
-        blanks = "".join(f", {count} with {name} blank" for name, count in blank.items())
-        self.progress.step(
-            "calibrate", f"{table.samples} samples{blanks}; {len(table.ranges)} tensors, {table.calibrator}"
-        )
-        self.warnings += table.coverage.warnings() if table.coverage is not None else ()
-        self.warnings += join_warnings(self.stages, table)
-        self.warnings += self.silence.warnings()
+        self.table, warnings = calibrate(self.stages, self.silence, self.progress)
+        self.warnings += warnings
         for text in self.warnings:
             self.progress.step("note", text)
 
@@ -257,12 +238,6 @@ class Integers:
         machine = key_of(describe_machine(), self.threads)
         judge = SizeJudge if by_size(self.recipe) else Judge
         return judge(self._measure, lineup.layout, self.tracks, kinds, machine)
-
-    def _results(self) -> Results:
-        known = getattr(self.splits.calibration, "digest", None) is not None
-        if not self.recipe.quantize.cache or not known or ".py:" in (self.recipe.evaluate.metric or ""):
-            return Results()
-        return Results.open(cache_folder() / "search.jsonl")
 
     def _beaten(self) -> bool:
         """Whether integers save no time anywhere, and what ships is to be the fastest."""

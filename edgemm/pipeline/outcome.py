@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from edgemm.partition import StageGraph
 from edgemm.pipeline.candidates import TARGET, Candidate
 from edgemm.pipeline.front import front_files
 from edgemm.pipeline.integers import Integers
+from edgemm.pipeline.json_file import json_file
 from edgemm.pipeline.lineup import LineUp
 from edgemm.pipeline.proposals import Proposal
 from edgemm.pipeline.timing import Timing
@@ -111,20 +111,21 @@ def assemble(
         latency |= _latency(judged, lineups, name)
     if refused is not None:
         name = f"{target}-{INT8}"
-        variants.append(refused.candidate.refuse(refused.objection or "").renamed(name).variant)
+        variants.append(replace(refused.candidate.variant, name=name).refuse(refused.objection or ""))
         latency |= _latency(refused, lineups, name)
     elif integers is not None and not chosen.proposal.integer:
-        empty = replace(chosen.candidate.variant, name=INT8, precision=INT8, decisions={}, accuracy=None)
-        variants.append(Candidate(empty, {}).refuse(integers.nothing()).renamed(f"{target}-{INT8}").variant)
+        name = f"{target}-{INT8}"
+        empty = replace(chosen.candidate.variant, name=name, precision=INT8, decisions={}, accuracy=None)
+        variants.append(empty.refuse(integers.nothing()))
     if integers is not None:
         files |= _report(recipe, integers, chosen, refused)
     return Outcome(tuple(variants), files, latency, _precision(stages, chosen))
 
 
 def _report(recipe: Recipe, integers: Integers, chosen: Judged, refused: Judged | None) -> dict[str, bytes]:
-    files = {f"plans/{TARGET}-{INT8}.json": _json(_final_plan(integers, chosen, refused).to_json())}
+    files = {f"plans/{TARGET}-{INT8}.json": json_file(_final_plan(integers, chosen, refused).to_json())}
     if integers.table is not None:
-        files["calibration.json"] = _json(integers.table.to_json())
+        files["calibration.json"] = json_file(integers.table.to_json())
     if integers.result is not None:
         unit = "MB" if recipe.quantize.objective == "size" else "ms"
         plan = chosen.proposal.plan
@@ -200,7 +201,3 @@ def _precision(stages: StageGraph, chosen: Judged) -> dict[str, str]:
 
 def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,49 @@ def score_float(session: FusionSession, samples: Samples, label: str | None, sec
             hint=f"does the output '{output}' overflow, or is it the wrong one for this metric (--output-name)?",
         )
     return Scorer(chosen, output, samples, labels, section.batch, reference, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Scorers:
+    """What scores variants on the evaluation samples, complete and with each modality blank.
+
+    Attributes:
+        complete: On the complete ones.
+        blank: Modality -> on those with it blank.
+        budget: Largest drop that may ship.
+    """
+
+    complete: Scorer
+    blank: Mapping[str, Scorer]
+    budget: float
+
+    @classmethod
+    def of_float(
+        cls,
+        session: FusionSession,
+        samples: Samples,
+        twins: Mapping[str, Samples],
+        label: str | None,
+        section: EvaluateSection,
+    ) -> Scorers:
+        """Returns the scorers of `samples` and of their blank `twins`, from the float model's outputs.
+
+        Raises:
+            DataError: As `score_float`.
+        """
+        complete = score_float(session, samples, label, section)
+        blank = {name: score_float(session, twin, label, section) for name, twin in twins.items()}
+        return cls(complete, blank, section.max_drop)
+
+    def measure(self, session: FusionSession, tell: Callable[[str], None]) -> dict[str, Any]:
+        """Returns the `accuracy` of a session; `tell` is told what is scored: `""`, or `", audio blank"`."""
+        tell("")
+        accuracy = self.complete.measure(session) | {"budget": self.budget}
+        blank = {}
+        for name, scorer in self.blank.items():
+            tell(f", {name} blank")
+            blank[name] = scorer.measure(session)
+        return accuracy | ({"blank": blank} if blank else {})
 
 
 def _finite(value: float) -> float | None:

@@ -9,7 +9,6 @@ another order): reported as `simulated`. Latency is nobody's guess: it stays unm
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,11 +21,12 @@ from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Layout, Workbench
 from edgemm.pipeline.engines import ONNXRUNTIME, EngineKind
 from edgemm.pipeline.front import search_json
+from edgemm.pipeline.json_file import json_file
 from edgemm.pipeline.objections import inaccurate
 from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.saved_plan import read_plan
-from edgemm.pipeline.scoring import Scorer, score_float
+from edgemm.pipeline.scoring import Scorers
 from edgemm.pipeline.shapes import Shapes
 from edgemm.pipeline.splits import Splits
 from edgemm.pipeline.tensorrt_graphs import (
@@ -35,7 +35,6 @@ from edgemm.pipeline.tensorrt_graphs import (
     describe,
     in_words,
     objection,
-    refusal,
     rehearsals,
     tally,
     warnings,
@@ -80,7 +79,7 @@ class TrtContest:
     notes: list[str] = field(default_factory=list)
     _plans: TrtPlans | None = None
     _float: TrtProposal = field(default_factory=lambda: TrtProposal(FLOAT))
-    _scorers: list[tuple[str, Scorer]] = field(default_factory=list)
+    _scorers: Scorers | None = None
     _graphs: dict[int, tuple[TrtProposal, tuple[PlannedGraph, ...]]] = field(default_factory=dict)
     _accuracy: dict[int, Mapping[str, Any] | None] = field(default_factory=dict)
 
@@ -129,8 +128,7 @@ class TrtContest:
             base = make.build("reference", self.baseline, make.float_models, (EngineKind(),), folder, raw=True)
             session = self.bench.open(base)
             twins = self._plans.silence.twins(data.evaluation) if self._plans is not None else {}
-            for name, samples in {"": data.evaluation, **twins}.items():
-                self._scorers.append((name, score_float(session, samples, data.label, self.recipe.evaluate)))
+            self._scorers = Scorers.of_float(session, data.evaluation, twins, data.label, self.recipe.evaluate)
             self.bench.discard(session, base)
 
     def _proposals(self, target: Target) -> Iterator[TrtProposal]:
@@ -166,21 +164,21 @@ class TrtContest:
         if proposal.objection is not None:
             variant, _ = describe(proposal, (), self.layout, target)
             counts = proposal.plan.counts() if proposal.plan is not None else {}
-            return refusal(replace(variant, decisions=counts), proposal.objection)
+            return replace(variant, decisions=counts).refuse(proposal.objection)
         made = self._written(proposal)
         variant, files = describe(proposal, made, self.layout, target)
         findings = {graph.stage.name: graph.check(target) for graph in made}
         if (problem := objection(findings)) is not None:
-            return refusal(variant, problem)
+            return variant.refuse(problem)
         variant = replace(variant, accuracy=self._scored(proposal, variant, made))
         if (problem := inaccurate(self.recipe, variant.accuracy)) is not None:
-            return refusal(variant, problem)
+            return variant.refuse(problem)
         outcome = Outcome((variant,), files, {}, self._precision(proposal), lint={variant.name: tally(findings)})
         outcome = replace(outcome, files={**outcome.files, **self._plan_file(proposal, variant)})
         try:
             outcome = self._with_engines(outcome, variant, made, target)
         except EdgemmError as error:
-            return refusal(variant, in_words(error))
+            return variant.refuse(in_words(error))
         for text in warnings(findings):
             self._note(f"{target.name}: {text}")
         return outcome
@@ -234,29 +232,22 @@ class TrtContest:
         self, proposal: TrtProposal, variant: Variant, made: Sequence[PlannedGraph]
     ) -> Mapping[str, Any] | None:
         """Returns the accuracy of rehearsals of the graphs that ship; None without evaluation samples."""
-        if not self._scorers:
+        if self._scorers is None:
             return None
         key = id(proposal)
         if key not in self._accuracy:
             with self.clock("verify"):
-                self._accuracy[key] = self._measured(variant, made)
+                self._accuracy[key] = self._measured(self._scorers, variant, made)
         return self._accuracy[key]
 
-    def _measured(self, variant: Variant, made: Sequence[PlannedGraph]) -> Mapping[str, Any]:
+    def _measured(self, scorers: Scorers, variant: Variant, made: Sequence[PlannedGraph]) -> Mapping[str, Any]:
         candidate = Candidate(simulated(variant), rehearsals(variant, made, self.bench.folder))
         session = self.bench.open(candidate)
-        accuracy: dict[str, Any] = {}
-        blank: dict[str, Any] = {}
-        for name, scorer in self._scorers:
-            self.progress.status("verify", f"{variant.precision}, simulated{f', {name} blank' if name else ''}")
-            found = scorer.measure(session)
-            if name:
-                blank[name] = found
-            else:
-                accuracy = found
+        accuracy = scorers.measure(
+            session, lambda blank: self.progress.status("verify", f"{variant.precision}, simulated{blank}")
+        )
         self.bench.discard(session, candidate)
-        more = {"budget": self.recipe.evaluate.max_drop, "simulated": True}
-        return accuracy | more | ({"blank": blank} if blank else {})
+        return accuracy | {"simulated": True}
 
     # -- files -----------------------------------------------------------------------------------------------
 
@@ -275,18 +266,18 @@ class TrtContest:
     def _plan_file(self, proposal: TrtProposal, variant: Variant) -> dict[str, bytes]:
         if proposal.plan is None:
             return {}
-        return {f"plans/{variant.name}.json": _json(proposal.plan.to_json())}
+        return {f"plans/{variant.name}.json": json_file(proposal.plan.to_json())}
 
     def _shared(self) -> dict[str, bytes]:
         """Returns the files that are not one target's: ranges, and the search where there was one."""
         plans = self._plans
         if plans is None or "table" not in plans.__dict__:
             return {}
-        files = {TABLE: _json(plans.table.to_json())}
+        files = {TABLE: json_file(plans.table.to_json())}
         if plans.result is not None:
             budget = self.recipe.evaluate.max_drop
             found = search_json(plans.result, plans.groups, None, budget, "not timed")
-            files["report/search-tensorrt.json"] = _json(found)
+            files["report/search-tensorrt.json"] = json_file(found)
         return files
 
 
@@ -297,10 +288,6 @@ def simulated(variant: Variant) -> Variant:
         return replace(entry, backend=ONNXRUNTIME)
 
     return replace(variant, backend=ONNXRUNTIME, engines=tuple(map(here, variant.engines)))
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"
 
 
 _REMEDY = "raise --max-drop, give more calibration samples, or use --precision auto to ship what works"

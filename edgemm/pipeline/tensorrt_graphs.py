@@ -170,22 +170,6 @@ def describe(
     return variant, files
 
 
-def refusal(variant: Variant, reason: str) -> Variant:
-    """Returns the record of a variant that a bundle does not ship."""
-    return Variant(
-        variant.name,
-        variant.target,
-        variant.backend,
-        variant.precision,
-        variant.layout,
-        (),
-        variant.decisions,
-        0,
-        variant.accuracy,
-        reason,
-    )
-
-
 def objection(findings: Mapping[str, Sequence[Finding]]) -> str | None:
     """Returns what the lint says against building, of findings by stage, or None."""
     errors = [(stage, f) for stage, found in findings.items() for f in found if f.severity == ERROR]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -23,25 +23,23 @@ import onnx_ir as ir
 
 from edgemm.data import Samples
 from edgemm.partition import Stage, StageGraph
+from edgemm.pipeline.evidence import calibrate, search_measure
 from edgemm.pipeline.forms import limits_of
 from edgemm.pipeline.progress import Clock, Progress
-from edgemm.pipeline.scoring import choose_metric
 from edgemm.pipeline.silence import Silence
 from edgemm.pipeline.splits import Splits
-from edgemm.quant.cache import Results, cache_folder, key_of
+from edgemm.quant.cache import key_of
 from edgemm.quant.chain import OpenStage
 from edgemm.quant.coarse import coarse_points
-from edgemm.quant.collect import collect
 from edgemm.quant.groups import Group, group_nodes
-from edgemm.quant.joins import join_warnings
-from edgemm.quant.measure import ChainMeasure, Scoring
+from edgemm.quant.measure import ChainMeasure
 from edgemm.quant.plan import FLOAT, HALF, QuantPlan
 from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
 from edgemm.quant.table import CalibrationTable
 from edgemm.quant.tensorrt.apply import apply_tensorrt
 from edgemm.quant.tensorrt.cost import savings
 from edgemm.quant.tensorrt.formats import BY_NAME, FORMATS, Format
-from edgemm.quant.tensorrt.placement import plan_tensorrt, tensors_to_watch
+from edgemm.quant.tensorrt.placement import plan_half, plan_tensorrt, tensors_to_watch
 from edgemm.quant.tensorrt.rehearse import rehearse
 from edgemm.recipe import Recipe
 from edgemm.tensors import IOSpec
@@ -173,6 +171,9 @@ class TrtPlans:
         groups = group_nodes(self.stages, options)
         limits = replace(self._limits, modelled=savings(self.stages, groups))
 
+        def bar(done: int, total: int) -> None:
+            self.progress.bar("search", done, total)
+
         def plan_of(setting: Mapping[str, str], why: Mapping[str, tuple[str, str]]) -> QuantPlan:
             gone = {
                 (g.stage, node): why.get(g.name, ("accuracy-budget", f"{half or FLOAT} keeps the budget"))
@@ -184,7 +185,7 @@ class TrtPlans:
 
         start = {g.name: kind for g in groups}
         with self.clock("search"):
-            bar, began = _bar(self.progress, "search"), time.monotonic()
+            began = time.monotonic()
             early = coarse_points(groups, start, plan_of, self._measure, limits, began)
             result = search(groups, start, plan_of, self._measure, limits, progress=bar, began=began)
         result = _with_points(result, early)
@@ -208,9 +209,7 @@ class TrtPlans:
         return replace(point.plan, decisions=decisions)
 
     def _half_alone(self, half: str) -> TrtProposal:
-        why = "half", f"{half}; int8 is left out"
-        every = {(s.name, str(node.name)): why for s in self.stages.stages for node in s.model.graph}
-        plan = plan_tensorrt(self.stages, self.table, half, no_low=every)
+        plan = plan_half(self.stages, self.table, half)
         if half not in plan.counts():
             reasons = dict.fromkeys(d.reason for d in plan.decisions if d.rule == "overflow")
             text = "; ".join(list(reasons)[:2]) or "no node has it"
@@ -237,19 +236,11 @@ class TrtPlans:
     @cached_property
     def table(self) -> CalibrationTable:
         """Ranges and peaks of every float tensor; the samples are run when it is first asked for."""
-        samples, blank = self.silence.mixed()
         with self.clock("calibrate"):
-            bar = _bar(self.progress, "calibrate")
-            calibrator = self.recipe.quantize.calibrator
-            table = collect(self.stages, self.io, samples, calibrator, bar, tensors_to_watch)
-        blanks = "".join(f", {count} with {name} blank" for name, count in blank.items())
-        self.progress.step(
-            "calibrate",
-            f"for TensorRT: {table.samples} samples{blanks}; {len(table.ranges)} tensors, {table.calibrator}",
-        )
-        self.notes += table.coverage.warnings() if table.coverage is not None else ()
-        self.notes += join_warnings(self.stages, table)
-        self.notes += self.silence.warnings()
+            table, lacking = calibrate(
+                self.stages, self.silence, self.progress, "for TensorRT: ", tensors_to_watch
+            )
+        self.notes += lacking
         return table
 
     @property
@@ -263,16 +254,7 @@ class TrtPlans:
 
     @cached_property
     def _measure(self) -> SimulatedMeasure:
-        samples, label, evaluate = self._search, self.splits.search_label, self.recipe.evaluate
-        scoring = Scoring(choose_metric(evaluate, samples, label), label, evaluate.output)
-        twins = self.silence.twins(samples)
-        return SimulatedMeasure(self.stages, self.io, self.table, samples, scoring, twins, self._results())
-
-    def _results(self) -> Results:
-        known = getattr(self.splits.calibration, "digest", None) is not None
-        if not self.recipe.quantize.cache or not known or ".py:" in (self.recipe.evaluate.metric or ""):
-            return Results()
-        return Results.open(cache_folder() / "search.jsonl")
+        return search_measure(SimulatedMeasure, self.stages, self.table, self.splits, self.silence)
 
     def rest(self) -> None:
         """Closes every session."""
@@ -301,7 +283,3 @@ def _over(accuracy: Accuracy, error: float, limits: Limits, count: int) -> str |
     if limits.output_error is not None and error > limits.output_error:
         return f"the output error of {error:.3g} feeds back through the state, limit {limits.output_error:.3g}"
     return None
-
-
-def _bar(progress: Progress, step: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress.bar(step, done, total)

@@ -34,7 +34,7 @@ from edgemm.pipeline.outcome import BASELINE, Judged, Outcome, assemble
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.proposals import Proposal, float_proposal
 from edgemm.pipeline.race import Track, stage_feeds
-from edgemm.pipeline.scoring import Scorer, outputs_of, score_float
+from edgemm.pipeline.scoring import Scorer, Scorers, outputs_of, score_float
 from edgemm.pipeline.splits import Splits
 from edgemm.pipeline.timing import Timing, latency_feeds, time_sessions
 from edgemm.quant.plan import FLOAT, INT8
@@ -69,7 +69,7 @@ class Contest:
     integers: Integers | None = None
     _candidates: dict[str, Candidate] = field(default_factory=dict)
     _sessions: dict[str, FusionSession] = field(default_factory=dict)
-    _scorers: list[tuple[str, Scorer]] = field(default_factory=list)
+    _scorers: Scorers | None = None
     _search_scorer: Scorer | None = None
 
     def run(self) -> Outcome:
@@ -179,10 +179,9 @@ class Contest:
         """Makes what scores the evaluation samples, complete and blank, and the search samples."""
         evaluate, base = self.recipe.evaluate, self._sessions[BASELINE]
         if self.splits.evaluation is not None:
-            self._scorers.append(("", score_float(base, self.splits.evaluation, self.splits.label, evaluate)))
-            twins = self.integers.silence.twins(self.splits.evaluation) if self.integers is not None else {}
-            for name, samples in twins.items():
-                self._scorers.append((name, score_float(base, samples, self.splits.label, evaluate)))
+            samples = self.splits.evaluation
+            twins = self.integers.silence.twins(samples) if self.integers is not None else {}
+            self._scorers = Scorers.of_float(base, samples, twins, self.splits.label, evaluate)
         if self.splits.search is not None:
             few = self.splits.search
             self._search_scorer = score_float(base, few, self.splits.search_label, evaluate)
@@ -358,19 +357,14 @@ class Contest:
             return time_sessions({n: self._sessions[n] for n in names}, feeds, seconds=SECONDS)
 
     def _scored(self, candidate: Candidate) -> Candidate:
-        if not self._scorers:
+        if self._scorers is None:
             return candidate
-        session = self._sessions[candidate.variant.name]
-        accuracy, blank = {}, {}
-        for name, scorer in self._scorers:
-            self.progress.status("verify", f"{candidate.variant.precision}{f', {name} blank' if name else ''}")
-            found = scorer.measure(session)
-            if name:
-                blank[name] = found
-            else:
-                accuracy = found
-        accuracy |= {"budget": self.recipe.evaluate.max_drop} | ({"blank": blank} if blank else {})
-        return replace(candidate, variant=replace(candidate.variant, accuracy=accuracy))
+        variant = candidate.variant
+        accuracy = self._scorers.measure(
+            self._sessions[variant.name],
+            lambda blank: self.progress.status("verify", f"{variant.precision}{blank}"),
+        )
+        return replace(candidate, variant=replace(variant, accuracy=accuracy))
 
 
 _REMEDY = "raise --max-drop, give more calibration samples, or use --precision auto to ship what works"

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from edgemm._optional import require
 from edgemm.errors import BackendError, EdgemmError, MissingExtraError, UnsupportedDeviceError
+from edgemm.runtime._trt.sidecar import sha256
 from edgemm.runtime.ort import OrtSession, explain, session_settings
 from edgemm.runtime.provider_options import Options, cuda_options, rtx_options, tensorrt_options
 from edgemm.runtime.session import SessionOptions
@@ -227,9 +228,9 @@ def _cache_folder(provider: str, engine: Path, options: SessionOptions, version:
     """
     if options.cache is None or provider == CUDA:
         return None
-    digest = hashlib.sha256(engine.read_bytes())
-    digest.update(json.dumps([version, options.device, options.plan], sort_keys=True).encode())
-    folder = options.cache / provider / digest.hexdigest()[:12]
+    what = [sha256(engine), version, options.device, options.plan]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    folder = options.cache / provider / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

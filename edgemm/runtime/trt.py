@@ -17,7 +17,7 @@ from edgemm.runtime._trt.execution import Execution
 from edgemm.runtime._trt.loading import cache_file, keep_cache, load_engine, make_context
 from edgemm.runtime._trt.module import load_module
 from edgemm.runtime._trt.ports import Pending
-from edgemm.runtime._trt.sidecar import read_sidecar
+from edgemm.runtime._trt.sidecar import read_engine
 from edgemm.runtime.session import SessionOptions
 from edgemm.tensors import TensorSpec
 
@@ -55,11 +55,12 @@ class TensorRtSession:
         self._closed = False
         self._lock = threading.Lock()
         self._stay = options.device_outputs
-        sidecar = read_sidecar(engine)
+        sidecar, content = read_engine(engine)
         trt = load_module(sidecar.flavour)
         self.cuda = Cuda(options.device)
         with self.cuda.active():
-            self._runtime, self._engine = load_engine(trt, engine, sidecar, options)
+            self._runtime, self._engine = load_engine(trt, engine, sidecar, content, options)
+            del content
             borders = read_borders(trt, self._engine, sidecar, engine)
             self._kept: Path | None = None
             if options.cache is not None:

@@ -59,7 +59,7 @@ def test_what_is_no_engine_is_refused(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(
         BackendError, match=r"TensorRT-RTX [\d.]+ does not load engine 'model.engine': .+"
     ) as caught:
-        load_engine(trt, file, sidecar, SessionOptions())
+        load_engine(trt, file, sidecar, file.read_bytes(), SessionOptions())
     assert "edgemm build" in caught.value.hint
 
 

@@ -101,6 +101,17 @@ def plan_tensorrt(
     return QuantPlan(TARGET, tuple(decisions), calibration)
 
 
+def plan_half(stage_graph: StageGraph, table: CalibrationTable, half: str) -> QuantPlan:
+    """Returns the plan with nothing quantized: `half` wherever values fit, float32 elsewhere.
+
+    Raises:
+        QuantizationError: There is no such half precision.
+    """
+    why = "half", f"{half}; int8 is left out"
+    every = {(s.name, str(node.name)): why for s in stage_graph.stages for node in s.model.graph}
+    return plan_tensorrt(stage_graph, table, half, no_low=every)
+
+
 @dataclass(frozen=True, slots=True)
 class _Stage:
     stage: Stage

@@ -18,6 +18,23 @@ _HOST_SYNC = (None, 1, 2)
 """DLPack's streams for which the host waits: none named, and the two default streams, which edgemm never uses."""
 
 
+class _Sized:
+    """An array with `shape` and the name of its `dtype`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def ndim(self) -> int:
+        """Number of its axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return prod(self.shape) * storage(self.dtype).itemsize
+
+
 class Reader:
     """Copies to the host on a stream of its own, through pinned memory that is used again."""
 
@@ -63,7 +80,7 @@ class Reader:
         self._pool.close()
 
 
-class DeviceArray:
+class DeviceArray(_Sized):
     """An output that stayed on the GPU, in C order. It may be computed still; who reads it waits for that.
 
     It offers `__cuda_array_interface__` (version 3) and DLPack, so that torch, cupy, numba and others take it
@@ -89,16 +106,6 @@ class DeviceArray:
     def pointer(self) -> int:
         """Its address on the GPU."""
         return self._block.pointer
-
-    @property
-    def ndim(self) -> int:
-        """Number of its axes."""
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes."""
-        return prod(self.shape) * storage(self.dtype).itemsize
 
     def wait(self) -> None:
         """Waits until it is computed.
@@ -182,7 +189,7 @@ class DeviceArray:
         self._pool.give(block)
 
 
-class LentArray:
+class LentArray(_Sized):
     """An array of another library on the GPU, read where it is. Has what engines need of a `DeviceArray`.
 
     Attributes:
@@ -226,16 +233,6 @@ class LentArray:
         except BaseException:
             self._ready.close()
             raise
-
-    @property
-    def ndim(self) -> int:
-        """Number of its axes."""
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes."""
-        return prod(self.shape) * storage(self.dtype).itemsize
 
     def before(self, stream: Stream) -> None:
         """Lets what comes on `stream` wait until it is computed."""

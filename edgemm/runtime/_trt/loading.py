@@ -21,8 +21,10 @@ _log = logging.getLogger("edgemm")
 _NOISE = "CUDA driver version is insufficient"
 
 
-def load_engine(trt: Any, file: Path, sidecar: Sidecar, options: SessionOptions) -> tuple[Any, Any]:
-    """Returns TensorRT's runtime and the engine in `file`, which its sidecar has verified.
+def load_engine(
+    trt: Any, file: Path, sidecar: Sidecar, content: bytes, options: SessionOptions
+) -> tuple[Any, Any]:
+    """Returns TensorRT's runtime and the engine in `content`, read from `file`, which its sidecar has verified.
 
     Raises:
         BackendError: TensorRT does not start or refuses the engine, or an option is not available.
@@ -53,8 +55,8 @@ def load_engine(trt: Any, file: Path, sidecar: Sidecar, options: SessionOptions)
     if core is not None:
         runtime.DLA_core = core
     try:
-        engine = runtime.deserialize_cuda_engine(file.read_bytes())
-    except (RuntimeError, TypeError, MemoryError, OSError) as error:
+        engine = runtime.deserialize_cuda_engine(content)
+    except (RuntimeError, TypeError, MemoryError) as error:
         raise _refused(trt, file, mark) from error
     if engine is None:
         raise _refused(trt, file, mark)

@@ -165,18 +165,32 @@ def read_sidecar(engine: Path) -> Sidecar:
     Raises:
         BackendError: There is none, it is damaged or of a newer edgemm, or the engine is another one.
     """
+    return read_engine(engine)[0]
+
+
+def read_engine(engine: Path) -> tuple[Sidecar, bytes]:
+    """Returns the sidecar of `engine` and the bytes of the engine that it was written for.
+
+    Raises:
+        BackendError: As `read_sidecar`.
+    """
     sidecar = load_sidecar(engine)
     try:
-        size, digest = engine.stat().st_size, sha256(engine)
+        content = engine.read_bytes()
     except OSError as error:
         raise _unreadable(engine, error) from error
-    if (size, digest) != (sidecar.size, sidecar.sha256):
+    except MemoryError as error:
         raise BackendError(
-            f"engine '{engine.name}' has {size:,} bytes and sha256 {digest[:12]}…; its sidecar says "
+            f"engine '{engine.name}' does not fit into memory.", hint="free memory, or build a smaller engine"
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if (len(content), digest) != (sidecar.size, sidecar.sha256):
+        raise BackendError(
+            f"engine '{engine.name}' has {len(content):,} bytes and sha256 {digest[:12]}…; its sidecar says "
             f"{sidecar.size:,} and {sidecar.sha256[:12]}….",
             hint="the file was changed or replaced; build the engine again",
         )
-    return sidecar
+    return sidecar, content
 
 
 def load_sidecar(engine: Path) -> Sidecar:
