@@ -105,7 +105,7 @@ class OrtCudaSession(OrtSession):
             return UnsupportedDeviceError(message, hint=_needs(self.provider))
         return BackendError(
             message,
-            hint="run it on another backend, or update onnxruntime; edgemm check tells what TensorRT refuses",
+            hint="update onnxruntime or open another target; edgemm check says what TensorRT refuses",
         )
 
 
@@ -212,7 +212,7 @@ def check_taken(session: Any, provider: str, engine: str) -> None:
         took = ", ".join(f"{name} {count}" for name, count in nodes.most_common())
         raise UnsupportedDeviceError(
             f"engine '{engine}': {provider} took none of its nodes ({took}).",
-            hint="run it on another backend; edgemm check tells what TensorRT refuses",
+            hint="open another target of the bundle; edgemm check tells what TensorRT refuses",
         )
 
 

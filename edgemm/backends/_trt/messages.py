@@ -14,6 +14,9 @@ from edgemm.runtime._trt.module import DTYPES
 MAX_LENGTH = 500
 """Characters of a message that are passed on."""
 
+ELSEWHERE = "without an engine a session runs the graph on ONNX Runtime"
+"""What else there is for a graph that TensorRT does not build."""
+
 _NOISE = ("cudaError 35", "CUDA driver version is insufficient")
 """A machine without a driver says so at every step; TensorRT-RTX builds all the same."""
 
@@ -47,7 +50,7 @@ _HINTS = (
     ),
     (
         r"[Pp]lugin.* not found|Plugin not found|no importer|IPluginCreator",
-        "rewrite the layer with standard operators, or run this stage on another backend",
+        f"rewrite the layer with standard operators; {ELSEWHERE}",
     ),
     (
         r"same input types|must have the same type|is of type (?:Half|Float|BFloat16)",
@@ -60,7 +63,7 @@ _HINTS = (
     (r"HW-specific datatypes", "a GPU among the targets lacks this precision: leave it out, or use fp16 or int8"),
     (r"FP32 GEMM is not supported", "Turing has no float32 products in TensorRT-RTX: make this stage fp16"),
     (r"K exceeds the maximum", "take fewer: TensorRT's TopK has a limit for k"),
-    (r"no runners that implement", "this TensorRT lacks the operator: run this stage on another backend"),
+    (r"no runners that implement", f"this TensorRT lacks the operator; {ELSEWHERE}"),
     (
         r"no tactics|workspace|insufficient memory",
         "allow more scratch memory: leave --max-memory out, or raise it",
@@ -134,7 +137,7 @@ def parser_failure(
     what = f"{where}: {text}" if where else text
     return request.fail(
         f"{who} cannot read the graph: {what}{also}.",
-        hint_for(text, "rewrite this part with operators that TensorRT has, or run the stage on another backend"),
+        hint_for(text, f"rewrite this part with operators that TensorRT has; {ELSEWHERE}"),
     )
 
 
@@ -179,7 +182,7 @@ def builder_failure(
     text = errors[0] if errors else "it gave no reason"
     node = _mentioned(text, onnx)
     where = f"{node}: " if node else ""
-    hint = hint_for(text, "try a lower optimization level, or run this stage on another backend")
+    hint = hint_for(text, f"try a lower optimization level; {ELSEWHERE}")
     if "CUDA_SUCCESS" in text and (request.options.refit or request.options.strip_weights):
         hint = "refit needs a GPU to build on: leave it out here, or build on the device"
     return request.fail(f"{who} cannot build the engine: {where}{text}.", hint)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgemm import errors
-from edgemm.backends._trt.messages import clean
+from edgemm.backends._trt.messages import ELSEWHERE, clean
 from edgemm.backends._trt.request import BuildRequest
 from edgemm.errors import BackendError, EdgemmError
 
@@ -159,7 +159,7 @@ def _crashed(
     log.seek(max(0, end - 4096))
     said = [text for line in log.read().decode(errors="replace").splitlines() if (text := clean(line))]
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    hint = "run this stage on another backend, or update TensorRT; the graph is fine if edgemm check finds nothing"
+    hint = f"update TensorRT if edgemm check finds nothing in the graph; {ELSEWHERE}"
     if code == -signal.SIGKILL:
         hint = "memory ran out, most likely: lower --max-memory, or close other programs"
     return request.fail(
