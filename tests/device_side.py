@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("__init__.py", "errors.py", "_optional.py", "tensors.py", "compare.py", "bundle", "runtime")
+PARTS = ("__init__.py", "errors.py", "_optional.py", "tensors.py", "compare.py", "bundle", "runtime", "profiling")
 """Files and folders of the package, relative to it."""
 
 

@@ -109,6 +109,10 @@ def python(code: str, *arguments: str, interpreter: str = sys.executable, cwd: P
         "runtime.trt",
         "runtime.stream",
         "runtime.stream_async",
+        "profiling.report",
+        "profiling.resources",
+        "profiling.session",
+        "profiling.files",
     ],
 )
 def test_device_modules_import_numpy_and_the_standard_library_only(module: str) -> None:

@@ -30,7 +30,7 @@ def test_json_says_what_each_percentile_needs() -> None:
     data = Latencies(np.array([0.001, 0.002, 0.003])).to_json()
     assert data["p50_ms"] == 2
     assert data["p90_ms"] is data["p99_ms"] is data["p99_9_ms"] is None
-    assert data["needs"] == {"p90": 64, "p99": 662, "p99.9": 6636}
+    assert data["needs"] == {"p90": 64, "p95": 130, "p99": 662, "p99.9": 6636}
     assert (data["runs"], data["min_ms"], data["mean_ms"], data["max_ms"]) == (3, 1, 2, 3)
     assert data["std_ms"] == pytest.approx(0.816497)
     assert data["cv"] == pytest.approx(0.4082)
