@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-def cache_folder() -> Path:
-    """Returns where results are kept: `$XDG_CACHE_HOME/edgemm` or `~/.cache/edgemm`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgemm"
+from edgemm.runtime.folders import cache_folder as cache_folder
 
 
 def key_of(*parts: Any) -> str:

@@ -58,6 +58,7 @@ class Editor:
     def before(self, node: ir.Node, op: str, inputs: Sequence[ir.Value], name: str, to: int = 0) -> ir.Value:
         """Returns the output of a new `op` in front of `node`; `to` is the data type that a Cast gives."""
         new = make_node(op, inputs, name, {"to": to} if to else {})
+        new.metadata_props.update(node.metadata_props)  # reports name layers by it
         self.model.graph.insert_before(node, [new])
         return new.outputs[0]
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from edgemm.bundle import CACHE, EngineEntry, Manifest, StageEntry, Variant, read_manifest, verify
+from edgemm.bundle import CACHE, EngineEntry, Manifest, Variant, read_manifest, verify
 from edgemm.errors import BackendError, BundleError, EdgemmError, MissingExtraError, UnsupportedDeviceError
 from edgemm.runtime import cuda
 from edgemm.runtime._trt.built import built_engines
 from edgemm.runtime._trt.engines import Gpu
+from edgemm.runtime.bare import describe_onnx, is_engine_file
 from edgemm.runtime.cache import CACHE_BYTES, CacheMode, check_mode
 from edgemm.runtime.chain import device_outputs
 from edgemm.runtime.choice import (
@@ -31,7 +32,6 @@ from edgemm.runtime.choice import (
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import EngineSession, SessionOptions
-from edgemm.tensors import BATCH, Dim, IOSpec, TensorSpec
 
 BUILDER = "edgemm.backends.device:build_missing"
 """What builds engines on this machine; loaded only when a caller allows it."""
@@ -52,7 +52,7 @@ def open_session(
     cache_bytes: int = CACHE_BYTES,
     options: SessionOptions | None = None,
 ) -> FusionSession:
-    """Returns a session on a bundle or a bare ONNX file.
+    """Returns a session on a bundle, a bare ONNX file, or a TensorRT engine with its sidecar.
 
     Every file of a bundle is verified against its manifest before any is loaded. In a bare ONNX file every input
     is a modality of its own and the whole graph is one stage.
@@ -63,7 +63,8 @@ def open_session(
     `session.choice` and in the log `edgemm`.
 
     Args:
-        path: A folder that `edgemm convert` wrote, or an `.onnx` file.
+        path: A folder that `edgemm convert` wrote, an `.onnx` file, or an `.engine` or `.plan` with the sidecar
+            that `edgemm build` wrote beside it.
         target: What to run on, for example `"cpu"` or `"jetson-orin-nano"`. Nothing else is tried then: for a
             TensorRT target an engine that does not fit this machine is an error. `"ort-tensorrt"` and `"cuda"` run
             the graphs on ONNX Runtime's providers.
@@ -101,7 +102,8 @@ def open_session(
 
 def _open(path: Path, target: str, options: SessionOptions, variant: str | None, *, build: bool) -> FusionSession:
     if path.is_file():
-        return _open_onnx(path, target, replace(options, spinning=True))
+        open_file = _open_engine if is_engine_file(path) else _open_onnx
+        return open_file(path, target, replace(options, spinning=True))
     manifest = read_manifest(path)
     queue = candidates(manifest, target, variant, build=build)
     verify(path, manifest)
@@ -250,41 +252,23 @@ def _open_onnx(file: Path, target: str, options: SessionOptions) -> FusionSessio
             hint=f"make a bundle for it: edgemm convert {file.name} -o OUT.edgemm",
         )
     engine = session_class(backend)(file, options)
-    manifest = _describe(file, engine, backend)
-    session = _chain(manifest, manifest.variants[0], [engine])
-    session.choice = Choice(manifest.variants[0].name, backend, built=False, engines=(file.name,))
+    return _alone(file, describe_onnx(file, engine, backend), engine)
+
+
+def _open_engine(file: Path, target: str, options: SessionOptions) -> FusionSession:
+    from edgemm.runtime.engine_file import open_engine_file
+
+    if target not in (AUTO, TENSORRT):
+        raise BundleError(
+            f"{file}: an engine file runs on the GPU that it was built for, not on '{target}'.",
+            hint="leave the target out",
+        )
+    return _alone(file, *open_engine_file(file, options))
+
+
+def _alone(file: Path, manifest: Manifest, engine: EngineSession) -> FusionSession:
+    """Returns a session on one file without a bundle."""
+    (variant,) = manifest.variants
+    session = _chain(manifest, variant, [engine])
+    session.choice = Choice(variant.name, variant.backend, built=False, engines=(file.name,))
     return session
-
-
-def _describe(file: Path, engine: EngineSession, backend: str) -> Manifest:
-    """Returns what can be said of a bare ONNX file: one stage, each input its own modality."""
-    batch, inputs = _batch(engine.inputs, engine.outputs)
-    names = tuple(i.name for i in inputs)
-    io = IOSpec(inputs, engine.outputs, {name: name for name in names}, batch=batch)
-    role = "encoder" if len(names) == 1 else "fusion head"
-    stage = StageEntry(file.stem, names, role, inputs, engine.outputs, nodes=0, parameters=0)
-    outputs = tuple(o.name for o in engine.outputs)
-    entry = EngineEntry(file.stem, (file.stem,), file.name, names, outputs, {})
-    size = file.stat().st_size
-    target = next(name for name, runs in TARGETS.items() if runs == backend)
-    variant = Variant("onnx", target, backend, "as is", "whole", (entry,), {}, size)
-    return Manifest(file.stem, io, (stage,), (), (variant,))
-
-
-def _batch(
-    inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-) -> tuple[Dim | None, tuple[TensorSpec, ...]]:
-    """Returns the batch of a bare ONNX file and its inputs.
-
-    The batch is the one symbol that inputs have on axis 0, if an output has it there too. Unnamed sizes on axis 0
-    of every input are taken for it. A size of 1 on axis 0 of everything is a fixed batch of 1; other fixed sizes
-    may mean anything: no batch.
-    """
-    if inputs and all(i.shape and i.shape[0] == f"{i.name}:0" for i in inputs):
-        return BATCH, tuple(TensorSpec(i.name, i.dtype, (BATCH, *i.shape[1:])) for i in inputs)
-    symbols = {i.shape[0] for i in inputs if i.shape and isinstance(i.shape[0], str)}
-    if len(symbols) == 1 and any(o.shape[:1] == tuple(symbols) for o in outputs):
-        return symbols.pop(), inputs
-    if all(len(t.shape) > 1 and t.shape[0] == 1 for t in (*inputs, *outputs)):
-        return 1, inputs
-    return None, inputs

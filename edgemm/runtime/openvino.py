@@ -21,6 +21,7 @@ import numpy as np
 from edgemm._optional import require
 from edgemm.errors import BackendError, BundleError, UnsupportedDeviceError
 from edgemm.runtime.onnx_signature import read_signature
+from edgemm.runtime.openvino_layers import LayerCounters
 from edgemm.runtime.session import SessionOptions
 from edgemm.tensors import TensorSpec
 
@@ -79,6 +80,8 @@ class OpenVinoSession:
         self._lanes: dict[Shapes, deque[_Lane]] = {}
         self._makers: dict[Shapes, Callable[[], _Lane]] = {}
         self._lock = threading.Lock()
+        self._counters = LayerCounters(options.profile_skip) if options.profile_to is not None else None
+        self._profile = Path(f"{options.profile_prefix(Path(engine))}.json")
         if (one := self._compiler.one_sample) is not None:
             self._give_back(one, self._maker(one)())
         else:
@@ -110,11 +113,16 @@ class OpenVinoSession:
                 f"engine '{self.name}' failed: {explain(error)}",
                 hint="check the values and sizes of the inputs; `edgemm inspect` shows what the model takes",
             ) from error
+        if self._counters is not None:
+            self._counters.ran(lane.request)
         self._give_back(shapes, lane)
         return outputs
 
     def close(self) -> None:
         """Frees what the engine holds; a second call does nothing. A run under way in a thread ends first."""
+        counters, self._counters = self._counters, None
+        if counters is not None:
+            counters.write(self._profile)
         self._compiler = None
         with self._lock:
             self._lanes, self._makers = {}, {}
@@ -142,12 +150,12 @@ class OpenVinoSession:
 class _Lane:
     """One infer request: inputs are copied in, outputs are copied out, so nobody keeps a view on its memory."""
 
-    __slots__ = ("_fixed", "_request", "_tensor")
+    __slots__ = ("_fixed", "_tensor", "request")
 
     def __init__(self, compiled: Any, tensor: Any, *, fixed: bool) -> None:
-        self._request = compiled.create_infer_request()
+        self.request = compiled.create_infer_request()
         self._tensor = tensor
-        self._fixed = [t.data for t in self._request.input_tensors] if fixed else None
+        self._fixed = [t.data for t in self.request.input_tensors] if fixed else None
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Returns the outputs for `arrays`, in the order of the model's inputs."""
@@ -156,8 +164,8 @@ class _Lane:
                 np.copyto(view, array)
         else:
             for at, array in enumerate(arrays):
-                self._request.set_input_tensor(at, self._tensor(array))
-        return list(self._request.infer().values())
+                self.request.set_input_tensor(at, self._tensor(array))
+        return list(self.request.infer().values())
 
 
 class _Compiler:
@@ -211,10 +219,6 @@ class _Compiler:
 
     def _checked(self, options: SessionOptions) -> dict[str, Any]:
         """Returns OpenVINO's properties for `options`."""
-        if options.profile_to is not None:
-            raise BackendError(
-                f"engine '{self._name}': OpenVINO engines write no profile.", hint="open it without profile_to"
-            )
         if options.precision not in PRECISIONS:
             raise BackendError(
                 f"engine '{self._name}': OpenVINO has no precision '{options.precision}' "
@@ -235,6 +239,8 @@ class _Compiler:
         }
         if options.threads:
             settings["INFERENCE_NUM_THREADS"] = options.threads
+        if options.profile_to is not None:
+            settings["PERF_COUNT"] = True
         return settings
 
     def _check_ports(self, ports: Sequence[Any], specs: Sequence[TensorSpec]) -> None:

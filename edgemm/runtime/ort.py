@@ -102,7 +102,7 @@ def open_onnx(model: Path | bytes, options: SessionOptions, name: str) -> Any:
     try:
         return ort.InferenceSession(
             str(model) if isinstance(model, Path) else model,
-            session_settings(ort, options),
+            _profiled(session_settings(ort, options), options, model),
             providers=["CPUExecutionProvider"],
             enable_fallback=0,  # the fallback prints to stdout
         )
@@ -126,6 +126,14 @@ def session_settings(ort: Any, options: SessionOptions) -> Any:
     if options.profile_to is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = options.profile_to
+    return settings
+
+
+def _profiled(settings: Any, options: SessionOptions, model: Path | bytes) -> Any:
+    """Returns `settings` with a profile per engine, and with the graph as it is run beside it."""
+    if options.profile_to is not None and isinstance(model, Path):
+        settings.profile_file_prefix = options.profile_prefix(model)
+        settings.optimized_model_filepath = f"{settings.profile_file_prefix}.onnx"
     return settings
 
 

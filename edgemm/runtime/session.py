@@ -19,7 +19,10 @@ class SessionOptions:
     Attributes:
         threads: Intra-op threads; 0 lets the backend decide.
         spinning: Whether idle pool threads may spin between runs (several sessions in one process fight).
-        profile_to: Prefix of ONNX Runtime's own per-node profile, or None.
+        profile_to: Prefix of the files into which an engine writes the time of each layer until it closes (see
+            `profile_prefix`), or None: ONNX Runtime its own trace, and the graph as it runs it as `PREFIX.onnx`;
+            OpenVINO and TensorRT `PREFIX.json`.
+        profile_skip: First runs that such a profile leaves out, where the backend adds up.
         precision: Arithmetic of what the graph leaves in float32: `"f32"`, or `"bf16"` where the backend and the
             processor have it.
         device: Index of the GPU, for backends that use one.
@@ -38,6 +41,7 @@ class SessionOptions:
     threads: int = 0
     spinning: bool = False
     profile_to: str | None = None
+    profile_skip: int = 0
     precision: str = "f32"
     device: int = 0
     device_outputs: frozenset[str] = frozenset()
@@ -59,6 +63,10 @@ class SessionOptions:
         precision = str(options.get("precision", self.precision))
         optimize = self.optimize and "module" not in options
         return replace(self, threads=threads, precision=precision, plan=options, optimize=optimize)
+
+    def profile_prefix(self, engine: Path) -> str:
+        """Returns the prefix of the profile of one engine file, one of several that are open at once."""
+        return f"{self.profile_to}-{engine.name}"
 
 
 class EngineSession(Protocol):

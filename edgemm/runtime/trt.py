@@ -17,6 +17,7 @@ from edgemm.runtime._trt.execution import Execution
 from edgemm.runtime._trt.loading import cache_file, keep_cache, load_engine, make_context
 from edgemm.runtime._trt.module import load_module
 from edgemm.runtime._trt.ports import Pending
+from edgemm.runtime._trt.profiling import attach_profiler, onnx_nodes, profile_json
 from edgemm.runtime._trt.sidecar import read_engine
 from edgemm.runtime.session import SessionOptions
 from edgemm.tensors import TensorSpec
@@ -67,9 +68,11 @@ class TensorRtSession:
                 where = f"{trt.__version__} {find_gpu(options.device).name}"
                 self._kept = cache_file(options.cache, self.name, sidecar, where)
             context, self._cache = make_context(trt, self._engine, options, self.cuda, (self.name, self._kept))
-            self._execution = Execution(
-                trt, context, borders, sidecar.profiles, self.cuda, graphs=options.cuda_graphs
-            )
+            self._profiler = attach_profiler(trt, context) if options.profile_to is not None else None
+            self._profile = Path(f"{options.profile_prefix(engine)}.json")
+            self._nodes = onnx_nodes(trt, self._engine) if self._profiler is not None else {}
+            graphs = options.cuda_graphs and self._profiler is None  # a replayed graph reports no layers
+            self._execution = Execution(trt, context, borders, sidecar.profiles, self.cuda, graphs=graphs)
         self.inputs: tuple[TensorSpec, ...] = tuple(b.spec for b in borders[0])
         self.outputs: tuple[TensorSpec, ...] = tuple(b.spec for b in borders[1])
         self._all = frozenset(o.name for o in self.outputs)
@@ -136,6 +139,9 @@ class TensorRtSession:
                 _log.warning("%s", str(error))
             self._execution.close()
             self._keep_cache()
+            if self._profiler is not None:
+                self._profile.write_text(profile_json(self._profiler.layers, self._nodes))
+                self._profiler = None
             self._cache = None
             self._engine = None  # after its context, before its runtime
             self._runtime = None

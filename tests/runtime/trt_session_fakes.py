@@ -66,6 +66,8 @@ class RuntimeMachine(Machine):
         waiting: At each launch: how many launches had not run.
         freed: Kinds of objects in the order in which they went away.
         errors: What went wrong inside of launches.
+        layers: Layer -> milliseconds that a profiler is told after every launch.
+        inspection: What an inspector tells of an engine, as JSON.
     """
 
     cuda: FakeCuda | None = None
@@ -80,6 +82,8 @@ class RuntimeMachine(Machine):
     freed: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     launched: int = 0
+    layers: Mapping[str, float] = field(default_factory=dict)
+    inspection: str = ""
 
 
 def fake_runtime(version: str, cuda: FakeCuda, **more: Any) -> Any:
@@ -353,7 +357,20 @@ def _execute(module: Any, self: Any, stream: int) -> bool:
         return int(machine.kernel_error)
 
     _fill_cache(self)
-    return bool(machine.cuda.launch(stream, kernel) == 0)
+    if machine.cuda.launch(stream, kernel):
+        return False
+    _tell_profiler(module, self, stream)
+    return True
+
+
+def _tell_profiler(module: Any, self: Any, stream: int) -> None:
+    """With a profiler a launch ends before it returns."""
+    profiler = self._values.get("profiler")
+    if profiler is not None:
+        assert isinstance(profiler, module.IProfiler)
+        module.machine.cuda.library.cudaStreamSynchronize(ctypes.c_void_p(stream))
+        for name, ms in module.machine.layers.items():
+            profiler.report_layer_time(name, ms)
 
 
 def _execute_sized_by_values(module: Any, self: Any, stream: int) -> bool:
@@ -424,6 +441,8 @@ BEHAVIOUR.update(
         "ICudaEngine.device_memory_size": lambda m, self: 3 * 2**20,
         "ICudaEngine.device_memory_size_v2": lambda m, self: 3 * 2**20,
         "ICudaEngine.streamable_weights_size": lambda m, self: m.machine.streamable,
+        "ICudaEngine.create_engine_inspector": lambda m, self: make(m, "EngineInspector"),
+        "EngineInspector.get_engine_information": lambda m, self, form: m.machine.inspection,
         "ICudaEngine.create_runtime_config": lambda m, self: make(m, "IRuntimeConfig", cache=None),
         "ICudaEngine.create_execution_context": _create_context,
         "IRuntimeConfig.create_runtime_cache": lambda m, self: make(m, "IRuntimeCache", content=b""),
