@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from edgemm.bundle import EngineEntry, StageEntry
+from edgemm.bundle import EngineEntry, Schedule, StageEntry
 from edgemm.errors import DataError
 from edgemm.profiling.breakdown import critical_path, modality_shares, timeline
 from edgemm.profiling.cached import cached
 from edgemm.profiling.record import Recorder, Runs, Spans, back_to_back, cycle
 from edgemm.profiling.warmup import WarmupRule
-from edgemm.runtime import FusionSession
+from edgemm.runtime import FusionSession, SessionOptions, open_session
 
 ENTRIES = (
     EngineEntry("camera", ("camera",), "a.onnx", ("image",), ("seen",), {}),
@@ -137,3 +139,15 @@ def test_held_inputs_are_those_of_the_first_sample(session: FusionSession, feeds
 def test_what_cannot_be_held_is_refused(session: FusionSession, feeds, names: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         cached(session, feeds, names, WarmupRule(fixed=0), runs=1)
+
+
+def test_engines_side_by_side_are_recorded_as_they_ran(sensors: Path, feeds: list[dict[str, np.ndarray]]) -> None:
+    beside = SessionOptions(schedule=Schedule("parallel"))
+    with open_session(sensors, cache="off", threads=2, options=beside) as session:
+        recorder = Recorder(session)
+        found = back_to_back(recorder, cycle(recorder, feeds), runs=50)
+    assert (np.bincount(found.spans.run) == 3).all()
+    assert (found.covered() <= found.seconds + 1e-8).all()
+    for run in range(50):
+        ran = {name: (start, start + took) for name, start, took in found.spans_of(run)}
+        assert ran["fusion"][0] >= max(ran["camera"][1], ran["lidar"][1]) - 1e-8
