@@ -120,10 +120,11 @@ def collect_outputs(
             if io.batch is None or value.ndim == 0 or value.shape[0] != len(rows):
                 value = value[None]
             values.append(value)
-    return {name: _concatenate(values) for name, values in parts.items()}
+    return {name: concatenate_rows(values) for name, values in parts.items()}
 
 
-def _concatenate(values: Sequence[np.ndarray]) -> np.ndarray:
+def concatenate_rows(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns parts of an output as one, first axis = sample; rows of different shapes as objects."""
     if len({v.shape[1:] for v in values}) > 1:
         return _ragged([row for value in values for row in value])
     return np.concatenate(values)

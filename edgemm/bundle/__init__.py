@@ -6,6 +6,7 @@
       engines/<variant>/<stage>.onnx one engine per stage (or one for the whole graph)
       engines/<variant>/<stage>.<key>.engine, .engine.json   built from it on a device; can be built again
       plans/<variant>.json           every quantization decision with its rule and reason
+      missing/<variant>/<modality>-*.npy   what stands for a modality without a sample
       cache/                         what a device makes for itself; not verified, never trusted
 
 `manifest` says what a bundle holds, `codec` turns that into JSON and back, `store` writes, reads and verifies
@@ -24,6 +25,7 @@ from edgemm.bundle.manifest import (
     EngineEntry,
     Manifest,
     StageEntry,
+    StandIn,
     Variant,
 )
 from edgemm.bundle.store import check_output, read_manifest, verify, write_bundle
@@ -36,6 +38,7 @@ __all__ = [
     "EngineEntry",
     "Manifest",
     "StageEntry",
+    "StandIn",
     "Variant",
     "add_files",
     "check_output",

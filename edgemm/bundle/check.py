@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgemm.bundle.manifest import CACHE, MANIFEST, EngineEntry, Manifest, Variant
+from edgemm.bundle.manifest import CACHE, MANIFEST, EngineEntry, Manifest, StandIn, Variant
 from edgemm.errors import BundleError
 
 MAX_FILES = 10_000
@@ -60,6 +60,8 @@ def check_consistent(manifest: Manifest) -> None:
         raise BundleError("manifest: no variant has engines.", hint=_HINT)
     for variant in manifest.shipped:
         _check_variant(manifest, variant)
+    for stand_in in manifest.stand_ins:
+        _check_stand_in(manifest, stand_in)
 
 
 def _check_variant(manifest: Manifest, variant: Variant) -> None:
@@ -84,6 +86,20 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
         )
     if lacking := [o.name for o in manifest.io.outputs if o.name not in known]:
         raise BundleError(f"variant '{variant.name}': no engine gives the output '{lacking[0]}'.", hint=_HINT)
+
+
+def _check_stand_in(manifest: Manifest, stand_in: StandIn) -> None:
+    where = f"stand-in '{stand_in.fill}' of '{stand_in.modality}'"
+    if stand_in.modality not in manifest.io.modality_names():
+        raise BundleError(f"{where}: there is no such modality.", hint=_HINT)
+    if stand_in.variant and stand_in.variant not in {v.name for v in manifest.variants}:
+        raise BundleError(f"{where}: there is no variant '{stand_in.variant}'.", hint=_HINT)
+    known = {i.name for i in manifest.io.inputs} | {o.name for s in manifest.stages for o in s.outputs}
+    for name, entry in stand_in.arrays.items():
+        if name not in known:
+            raise BundleError(f"{where}: there is no tensor '{name}'.", hint=_HINT)
+        if isinstance(entry, str) and entry not in manifest.files:
+            raise BundleError(f"{where}: its file '{entry}' is not in the bundle.", hint=_HINT)
 
 
 def _check_options(engine: EngineEntry, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgemm.bundle.manifest import FORMAT, SCHEMA, EngineEntry, Manifest, StageEntry, Variant
+from edgemm.bundle.manifest import FORMAT, SCHEMA, EngineEntry, Manifest, StageEntry, StandIn, Variant
 from edgemm.errors import BundleError
 from edgemm.tensors import IOSpec, StateSpec, TensorSpec
 
@@ -60,6 +60,8 @@ def loads(text: bytes, where: str) -> Manifest:
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """Returns `manifest` as plain JSON values, keys in reading order, free-form parts sorted by key."""
+    stream = plain(manifest.stream, "stream")
+    stand_ins = [_stand_in_to_json(s) for s in manifest.stand_ins]
     return {
         "format": FORMAT,
         "schema": manifest.schema,
@@ -68,6 +70,8 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "stages": [_stage_to_json(s) for s in manifest.stages],
         "joins": [plain(j, "joins") for j in manifest.joins],
         "variants": [_variant_to_json(v) for v in manifest.variants],
+        **({"stream": stream} if stream else {}),
+        **({"stand_ins": stand_ins} if stand_ins else {}),
         "info": plain(manifest.info, "info"),
         "files": plain(manifest.files, "files"),
         "measured": plain(manifest.measured, "measured"),
@@ -103,6 +107,8 @@ def manifest_from_json(data: object) -> Manifest:
         measured=_get(top, "measured", dict, ""),
         files=_files_from_json(_get(top, "files", dict, "")),
         schema=schema,
+        stream=_get(top, "stream", dict, "") if "stream" in top else {},
+        stand_ins=_each(top, "stand_ins", "", _stand_in_from_json) if "stand_ins" in top else (),
     )
 
 
@@ -180,6 +186,15 @@ def _variant_to_json(variant: Variant) -> dict[str, Any]:
     }
 
 
+def _stand_in_to_json(stand_in: StandIn) -> dict[str, Any]:
+    where = f"stand_ins.{stand_in.modality}.{stand_in.fill}"
+    return {
+        "modality": stand_in.modality,
+        "fill": stand_in.fill,
+        "arrays": plain(stand_in.arrays, f"{where}.arrays"),
+    } | ({"variant": stand_in.variant} if stand_in.variant else {})
+
+
 def _stage_from_json(value: object, where: str) -> StageEntry:
     data = _kind(value, dict, where)
     return StageEntry(
@@ -207,6 +222,23 @@ def _variant_from_json(value: object, where: str) -> Variant:
         accuracy=None if data.get("accuracy") is None else _get(data, "accuracy", dict, where),
         refused=None if data.get("refused") is None else _get(data, "refused", str, where),
     )
+
+
+def _stand_in_from_json(value: object, where: str) -> StandIn:
+    data = _kind(value, dict, where)
+    arrays = _get(data, "arrays", dict, where)
+    return StandIn(
+        modality=_get(data, "modality", str, where),
+        fill=_get(data, "fill", str, where),
+        arrays={name: _file_or_number(entry, f"{where}.arrays.{name}") for name, entry in arrays.items()},
+        variant=_get(data, "variant", str, where) if "variant" in data else "",
+    )
+
+
+def _file_or_number(value: object, where: str) -> str | float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    return _kind(value, str, where)
 
 
 def _engine_from_json(value: object, where: str) -> EngineEntry:

@@ -103,6 +103,25 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class StandIn:
+    """What goes in the place of a modality that has no sample.
+
+    Attributes:
+        modality: That lacks.
+        fill: What a stream's policy calls it: `"blank"`, `"mean"` or `"learned"`.
+        arrays: Input of the model, or output of its encoder -> an `.npy` file below the bundle with one row of it
+            (without the batch axis), or the number that all of it is.
+        variant: The only variant that it fits; empty is every one. What a head expects of an encoder differs
+            between variants: repairs move factors from one to the other.
+    """
+
+    modality: str
+    fill: str
+    arrays: Mapping[str, str | float]
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What is in a bundle.
 
@@ -118,6 +137,8 @@ class Manifest:
             (`measured["latency"][variant.name]`).
         files: Relative path -> `{sha256, size}` of every file but the manifest.
         schema: Version of the structure, `SCHEMA` for what this edgemm writes.
+        stream: Fields of `edgemm.runtime.stream_policy.StreamPolicy` that the recipe sets: defaults of streams.
+        stand_ins: For modalities without a sample.
     """
 
     name: str
@@ -129,6 +150,8 @@ class Manifest:
     measured: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schema: int = SCHEMA
+    stream: Mapping[str, Any] = field(default_factory=dict)
+    stand_ins: tuple[StandIn, ...] = ()
 
     @property
     def shipped(self) -> tuple[Variant, ...]:

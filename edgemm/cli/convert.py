@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ Examples:
   edgemm convert m.onnx --modality ids=text --input imu=batch,6,100:float32
   edgemm convert recipe.yaml --force --json
   edgemm convert model.pt2 --calib calib.npz --target cpu --target rtx-ampere
+  edgemm convert model.pt2 --calib calib.npz --label label --modality-report
 """
 
 
@@ -31,6 +33,17 @@ Examples:
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @recipe_options
+@click.option(
+    "--learn-missing",
+    multiple=True,
+    metavar="MODALITY",
+    help="Train what stands for a missing modality behind its encoder, repeatable; kept where it beats the mean.",
+)
+@click.option(
+    "--modality-report",
+    is_flag=True,
+    help="Score what ships with every subset of the modalities and every fill, on the evaluation samples.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
 def convert(model: Path, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
     """Convert a trained fusion model into a bundle.
@@ -59,6 +72,15 @@ def convert(model: Path, output: Path | None, force: bool, as_json: bool, **opti
         _print(result)
 
 
+def _modality_table(report: Mapping[str, Any]) -> str:
+    from edgemm.pipeline.modalities import report_table
+
+    header, rows = report_table(report)
+    against = "" if report["compared_with"] == "labels" else f" with {report['compared_with']}"
+    title = f"{report['metric']}{against} by missing modality, {report['samples']:,} evaluation samples"
+    return f"{title}\n{table(header, rows, right=header[2:])}"
+
+
 _COLUMNS = ("stage", "modality", "nodes", "parameters", "precision", "float ms", "edge ms")
 
 
@@ -71,6 +93,8 @@ def _print(result: ConvertResult) -> None:
     columns = (*names, *(v.target for v in others))
     click.echo("\n" + table(columns, cells, right=("nodes", "parameters", *_COLUMNS[-2:])))
     click.echo("\n" + "\n".join(result.summary_lines()))
+    if result.modalities is not None:
+        click.echo("\n" + _modality_table(result.modalities))
     elsewhere = any("module" in e.options for e in result.shipped.engines)
     verb = "inspect" if elsewhere else "profile"
     click.echo(f"{result.path}   next: edgemm {verb} {shlex.quote(str(result.path))}")

@@ -90,7 +90,7 @@ def render(report: Mapping[str, Any]) -> str:
     width = max(shutil.get_terminal_size((120, 24)).columns, 80)
     lines = [*_title(report), "", *draw(report, width), "", _signature(report)]
     lines += ["", *_joins(report)] if report["joins"] else []
-    lines += ["", *_facts(report), ""]
+    lines += ["", *_facts(report), *_streams(report), ""]
     if report["kind"] == "bundle":
         lines += [_stages_of_bundle(report), "", *_variants(report)]
     else:
@@ -172,6 +172,26 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
         measured = f"max-abs {parity['max_abs'] or 0:.1e}, cosine {parity['cosine']:.6f}"
         lines.append(f"parity   {measured} to the source{samples}")
     return lines
+
+
+def _streams(report: Mapping[str, Any]) -> list[str]:
+    """Returns what streams do unless they are told otherwise, and what the bundle holds for missing modalities."""
+    policy = [f"{name} {_policy(value)}" for name, value in report.get("stream", {}).items()]
+    lines = [f"stream   {' · '.join(policy)}"] if policy else []
+    fills: dict[str, dict[str, list[str]]] = {}
+    for entry in report.get("stand_ins", ()):
+        variants = fills.setdefault(entry["modality"], {}).setdefault(entry["fill"], [])
+        variants += [entry["variant"]] if entry.get("variant") else []
+    for modality, kinds in fills.items():
+        texts = [f"{fill} ({', '.join(variants)})" if variants else fill for fill, variants in kinds.items()]
+        lines.append(f"missing  {modality}: {', '.join(texts)}")
+    return lines
+
+
+def _policy(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_policy(each)}" for name, each in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _stages_of_model(report: Mapping[str, Any]) -> str:

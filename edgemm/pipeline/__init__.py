@@ -3,7 +3,7 @@
     load ─▶ export ─▶ rewrite ─▶ partition ─▶ calibrate ─▶ plan ─▶ search ─▶ verify ─▶ bundle
 
 `splits` divides the samples, `candidates` builds variants, `scoring` and `timing` measure them, `variants`
-chooses, `result` tells what it came to.
+chooses, `gaps` adds what stands for missing modalities, `result` tells what it came to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
 from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
 from edgemm.pipeline.exporting import export
+from edgemm.pipeline.gaps import Filler
 from edgemm.pipeline.json_file import json_file
+from edgemm.pipeline.missing import behind_wanted, check_cuts, check_policy, find_cuts
 from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
@@ -87,10 +89,12 @@ def _convert(
     progress.step("export", _export_line(exported))
     if recipe.evaluate.output is not None:
         choose_output(exported.graph.io, recipe.evaluate.output)
+    check_policy(recipe, exported.graph.io)
     with clock("partition"):
         graph, _ = rewrite(exported.graph)
         stages = partition(graph)
     progress.step("partition", _stages_line(stages))
+    check_cuts(recipe, find_cuts(stages, graph.io), graph.io)
     notes = [*exported.notes, *stages.notes]
     with clock("data"):
         splits = divide(splits, recipe.data, graph.io, notes.append)
@@ -125,7 +129,11 @@ def _convert(
         variants, files = bench.finish(outcome.variants, outcome.files)
         files["recipe.json"] = _recipe_json(recipe)
         outcome = replace(outcome, variants=variants)
-    return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files
+    with clock("missing"), closing(bench):
+        gaps = Filler(recipe, stages, splits, bench, progress).fill(variants, files)
+    outcome = replace(outcome, notes=(*outcome.notes, *gaps.notes))
+    manifest = replace(manifest, stream=recipe.stream.given(), stand_ins=tuple(gaps.stand_ins))
+    return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files | gaps.files
 
 
 _REMEDY = "give another target, --target cpu for example, or take what it names out of the model"
@@ -172,10 +180,14 @@ def _can_have(target: Target, precision: str, auto: str = "") -> None:
 
 
 def _layouts(recipe: Recipe, graph: ExportedGraph, stages: StageGraph) -> tuple[Layout, ...]:
-    """Returns the layouts that may ship, the preferred one first. One stage is one engine either way."""
+    """Returns the layouts that may ship, the preferred one first.
+
+    One stage is one engine either way. What stands for a missing modality behind its encoder needs the cut.
+    """
     if recipe.layout == "whole":
         return (whole(graph, stages),)
-    if recipe.layout == "staged" or len(stages.stages) < 2:
+    cut = recipe.layout == "staged" or (recipe.layout == "auto" and bool(behind_wanted(recipe)))
+    if cut or len(stages.stages) < 2:
         return (staged(stages),)
     return staged(stages), whole(graph, stages)
 

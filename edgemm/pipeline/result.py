@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ class ConvertResult:
     def shipped(self) -> Variant:
         """The variant that the bundle runs."""
         return self.manifest.shipped[0]
+
+    @property
+    def modalities(self) -> dict[str, Any] | None:
+        """The modality report, None where none was asked for."""
+        file = "report/modalities.json"
+        return json.loads((self.path / file).read_bytes()) if file in self.manifest.files else None
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `edgemm convert --json` prints."""
@@ -46,6 +53,7 @@ class ConvertResult:
             "data": info["data"],
             "notes": info["notes"],
             "seconds": measured["seconds"],
+            **({"modalities": self.modalities} if self.modalities is not None else {}),
         }
 
     def stage_rows(self) -> list[tuple[str, ...]]:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from edgemm.data import Blank
 from edgemm.errors import DataError
+from edgemm.runtime.stand_ins import HEAD, STORED
+from edgemm.runtime.stream_policy import FILLS, Drop
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Precision = Literal["auto", "fp32", "fp16", "int8", "fp8", "int4"]
@@ -20,6 +22,7 @@ Sizes = tuple[int, int, int]
 """Smallest, usual and largest size of a dynamic dimension."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -135,6 +138,75 @@ class QuantizeSection(Section):
     cache: bool = Field(default=True, description="Keep measurements, so that a search that was stopped goes on.")
 
 
+class StreamSection(Section):
+    """How a device makes sets of samples from sensors that have their own rates: defaults of `session.stream`.
+
+    What is not given is as `edgemm.runtime.stream_policy.StreamPolicy` has it.
+    """
+
+    trigger: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = Field(
+        default=None,
+        description="What a set is made for: each sample of a modality, `any` sample, or a rate in hertz.",
+    )
+    optional: dict[str, str] | None = Field(
+        default=None,
+        description="Modality -> what goes in where it has no sample: last, zeros, constant:VALUE, blank (what "
+        "inputs.NAME.blank says), mean (of what its encoder gives), learned (missing.learn), fail.",
+    )
+    window: Seconds | dict[str, Seconds] | None = Field(
+        default=None, description="Most seconds between a set and a sample of it; one number, or by modality."
+    )
+    max_age: Seconds | dict[str, Seconds] | None = Field(
+        default=None, description="Most seconds that a sample may be older than its set; one, or by modality."
+    )
+    offset: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+        default=None, description="Modality -> seconds that are added to its capture times."
+    )
+    timeout: Seconds | None = Field(
+        default=None, description="Seconds that a set waits for samples; default: the largest window."
+    )
+    queue: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Samples of each modality that wait."
+    )
+    drop: Drop | None = Field(default=None, description="What gives way when a queue is full.")
+    reject_nan: bool | None = Field(default=None, description="Refuse samples with NaN in them.")
+
+    @field_validator("optional")
+    @classmethod
+    def _known_fills(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        for modality, fill in (value or {}).items():
+            kind, _, number = fill.partition(":")
+            if kind == HEAD:
+                raise ValueError(f"the fill '{fill}' of '{modality}': alternative heads are not supported yet")
+            if kind == "constant":
+                try:
+                    float(number)
+                except ValueError as error:
+                    raise ValueError(f"the fill of '{modality}' is '{fill}', expected constant:VALUE") from error
+            elif fill not in (*FILLS, *STORED):
+                known = ", ".join((*FILLS, *STORED))
+                raise ValueError(f"the fill of '{modality}' is '{fill}', expected one of {known}")
+        return value
+
+    def given(self) -> dict[str, Any]:
+        """Returns the fields that the recipe sets."""
+        return self.model_dump(exclude_none=True)
+
+
+class MissingSection(Section):
+    """What is made for modalities that may lack a sample on the device."""
+
+    learn: tuple[str, ...] = Field(
+        default=(),
+        description="Modalities for which a value is trained that stands for what their encoder gives; "
+        "it is kept where it is better than the mean on samples that it was not trained on.",
+    )
+    report: bool = Field(
+        default=False,
+        description="Score what ships with every subset of the modalities and every fill: report/modalities.json.",
+    )
+
+
 class Recipe(Section):
     """Everything that `convert` needs, the output path apart."""
 
@@ -145,6 +217,8 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
     quantize: QuantizeSection = QuantizeSection()
+    stream: StreamSection = StreamSection()
+    missing: MissingSection = MissingSection()
     target: tuple[str, ...] = Field(
         default=("cpu",),
         min_length=1,

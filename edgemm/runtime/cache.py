@@ -25,6 +25,7 @@ import numpy as np
 from edgemm.errors import DataError, did_you_mean
 from edgemm.runtime.cache_gauge import Gauge, comparing_cost, same_bytes
 from edgemm.runtime.chain import Step
+from edgemm.runtime.stand_ins import Behind
 from edgemm.runtime.state import StateStore
 from edgemm.tensors import IOSpec
 
@@ -113,6 +114,7 @@ class StageCache:
         self._steps = tuple(steps)
         self.names = tuple(step.name for step in steps)
         self._inputs = tuple((i.name, io.modalities.get(i.name)) for i in io.inputs)
+        self._state_of = {s.output: s.input for s in io.states}
         sources = _sources(io, self._steps)
         self._keepable = tuple(not (found & io.state_inputs) for found in sources)
         results = {o.name for o in io.result_outputs}
@@ -138,12 +140,13 @@ class StageCache:
         if self._snapshot is not self._empty:
             self._snapshot = self._empty
 
-    def chain(self, values: dict[str, Any], changed: Collection[str] | None) -> None:
+    def chain(self, values: dict[str, Any], changed: Collection[str] | None, behind: Behind | None = None) -> None:
         """Adds to `values` what the engines give, as running all of them would, and drops what is not needed.
 
         Args:
             values: Every input, states included. Results in it may be written to afterwards: they are copies.
             changed: Modalities that are not what they were in the call before; None compares.
+            behind: Engines that do not run, and their outputs instead.
         """
         old, gauge = self._snapshot, self._gauge
         if gauge is not None:
@@ -157,8 +160,10 @@ class StageCache:
             if outputs is not None and outputs.inputs == key:
                 reused.append(at)
             else:
-                given = step.given(values)
-                arrays = tuple(gauge.run(at, given) if gauge is not None else step.run(given))
+                arrays = self._instead(step, values, behind)
+                if arrays is None:
+                    given = step.given(values)
+                    arrays = tuple(gauge.run(at, given) if gauge is not None else step.run(given))
                 outputs = _Outputs(key, next(self._versions), arrays, sum([a.nbytes for a in arrays]))
             for name, array in zip(step.outputs, outputs.arrays, strict=True):
                 values[name] = array
@@ -177,6 +182,13 @@ class StageCache:
         self._publish(_Snapshot(inputs, tuple(engines), size), reused, not_kept)
         if gauge is not None and gauge.end():
             self._decide(gauge, inputs)
+
+    def _instead(self, step: Step, values: Mapping[str, Any], behind: Behind | None) -> tuple[Any, ...] | None:
+        """Returns what stands for the outputs of an engine that does not run; its states stay as they are."""
+        if not behind or step.name not in behind:
+            return None
+        outputs = behind[step.name]
+        return tuple([outputs[n] if n in outputs else values[self._state_of[n]] for n in step.outputs])
 
     def info(self) -> CacheInfo:
         """Returns what is held and what was done."""

@@ -24,6 +24,7 @@ from edgemm.runtime.cache import CACHE_BYTES, ONE_ENGINE, CacheInfo, CacheMode, 
 from edgemm.runtime.chain import check_engines, copied, dtype_of, lenders, make_steps, shown
 from edgemm.runtime.choice import Choice
 from edgemm.runtime.session import EngineSession
+from edgemm.runtime.stand_ins import Behind, StandIns
 from edgemm.runtime.state import StateStore
 from edgemm.tensors import Feed, IOSpec, check_feed
 
@@ -44,6 +45,7 @@ class FusionSession:
         manifest: What the bundle says; for a bare ONNX file, what could be read from it.
         variant: The variant that was chosen.
         choice: What `open_session` chose, and why nothing better; None of a session that was made otherwise.
+        stand_ins: What the bundle holds for modalities without a sample.
     """
 
     def __init__(self, manifest: Manifest, variant: Variant, engines: Sequence[EngineSession]) -> None:
@@ -55,6 +57,7 @@ class FusionSession:
         self.manifest = manifest
         self.variant = variant
         self.choice: Choice | None = None
+        self.stand_ins = StandIns(manifest, variant, {})
         self._engines = tuple(engines)
         check_engines(manifest, variant, self._engines)
         io = self._io = manifest.io
@@ -196,16 +199,17 @@ class FusionSession:
         Args:
             clock: Seconds since anything; a test may set it.
             **policy: Fields of `edgemm.runtime.stream_policy.StreamPolicy`: `trigger`, `optional`, `window`,
-                `max_age`, `offset`, `timeout`, `queue`, `drop`, `reject_nan`.
+                `max_age`, `offset`, `timeout`, `queue`, `drop`, `reject_nan`, in the place of what the
+                recipe said. Without it they are the policy's own defaults.
 
         Raises:
             DataError: The policy does not fit the model.
             BundleError: It asks for a fill that the bundle does not hold.
         """
         from edgemm.runtime.stream import Stream
-        from edgemm.runtime.stream_policy import StreamPolicy
+        from edgemm.runtime.stream_policy import policy_of
 
-        return Stream(self, StreamPolicy(**policy), clock)
+        return Stream(self, policy_of(self.manifest.stream, policy), clock)
 
     def close(self) -> None:
         """Frees the engines; a second call does nothing. Calls under way in other threads may fail."""
@@ -254,8 +258,16 @@ class FusionSession:
         """Returns a cache for `run_cached`, with states of its own, that holds as much as this session's may."""
         return StageCache(self._io, self._steps, mode, self._cache_bytes)
 
-    def run_cached(self, cache: StageCache, feed: Feed, changed: Collection[str] | None) -> dict[str, np.ndarray]:
+    def run_cached(
+        self, cache: StageCache, feed: Feed, changed: Collection[str] | None, behind: Behind | None = None
+    ) -> dict[str, np.ndarray]:
         """Returns what `run` returns, with `cache` instead of the session's own.
+
+        Args:
+            cache: From `new_cache`.
+            feed: As for `run`; with `behind`, of a model with a fixed batch of N exactly N samples.
+            changed: As for `run`; a modality is changed, too, when `behind` begins or ends to stand for it.
+            behind: Engines that do not run, and their outputs instead.
 
         Raises:
             EdgemmError: As `run`.
@@ -263,28 +275,30 @@ class FusionSession:
         if self._closed or not isinstance(feed, Mapping):
             return self._run(feed, None)  # which says so
         if changed is None and cache.states is None:
-            return self._reuse(cache, feed, None)
+            return self._reuse(cache, feed, None, behind)
         with cache.lock:
             try:
-                return self._reuse(cache, feed, changed)
+                return self._reuse(cache, feed, changed, behind)
             except BaseException:
                 cache.forget()  # what was new in this call is not marked in the next one
                 raise
 
-    def _reuse(self, cache: StageCache, feed: Feed, changed: Collection[str] | None) -> dict[str, np.ndarray]:
+    def _reuse(
+        self, cache: StageCache, feed: Feed, changed: Collection[str] | None, behind: Behind | None
+    ) -> dict[str, np.ndarray]:
         if self._lenders:
             feed = self._lent(feed)
         if cache.states is not None:
             values = cache.states.complete(feed, self._check)
-            cache.chain(values, changed)
+            cache.chain(values, changed, behind)
             cache.states.keep(values)
             return self._take(values)
         self._check(feed)
-        if not self._in_one_go(feed):
+        if not behind and not self._in_one_go(feed):
             cache.forget()
             return self._run_chunks(feed, None, stay=False)
         values = dict(feed)
-        cache.chain(values, changed)
+        cache.chain(values, changed, behind)
         return self._take(values)
 
     def _lent(self, feed: Feed) -> Feed:

@@ -32,6 +32,7 @@ from edgemm.runtime.choice import (
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import EngineSession, SessionOptions
+from edgemm.runtime.stand_ins import load_stand_ins
 
 BUILDER = "edgemm.backends.device:build_missing"
 """What builds engines on this machine; loaded only when a caller allows it."""
@@ -171,6 +172,7 @@ def _open_candidate(
     folder: Path, manifest: Manifest, candidate: Candidate, options: SessionOptions, gpu: _GpuAtHand
 ) -> FusionSession:
     variant, files = candidate.variant, {}
+    stand_ins = load_stand_ins(folder, manifest, variant)
     if candidate.needs_gpu:
         found = gpu()
         if candidate.build:
@@ -188,6 +190,7 @@ def _open_candidate(
         replace(e, file=files.get(e.name, e.file), backend=_backend_of(e, candidate)) for e in variant.engines
     )
     session = _chain(manifest, variant, _open_engines(folder, manifest, engines, options))
+    session.stand_ins = stand_ins
     opened = tuple(e.file for e in engines)
     session.choice = Choice(variant.name, candidate.backend, candidate.build, opened)
     return session

@@ -59,7 +59,7 @@ class Stream:
             BundleError: It asks for a fill that the bundle does not hold.
         """
         io = session.io
-        policy.check(io)
+        policy.check(io, session.stand_ins)
         self.policy = policy
         self._intake = Intake(io)
         self._session = session
@@ -301,9 +301,9 @@ class Stream:
         """Runs a set; `_turn` is held."""
         tokens = {m: s.number if s is not None else _FILL for m, s in found.samples.items()}
         try:
-            feed = self._intake.feed(found, self.policy)
+            feed, behind = self._intake.feed(found, self.policy, self._session.stand_ins)
             marks = {m for m, token in tokens.items() if self._tokens.get(m) != token}
-            outputs = self._session.run_cached(self._cache, feed, marks)
+            outputs = self._session.run_cached(self._cache, feed, marks, behind)
         except BaseException:
             self._failed += 1
             raise
@@ -311,15 +311,15 @@ class Stream:
         done = self._clock()
         samples = {m: s for m, s in found.samples.items() if s is not None}
         newest = found.trigger or max(samples.values(), key=lambda s: s.at, default=None)
-        cached = self._cache.reused
+        cached = tuple(n for n in self._cache.reused if n not in behind)
         result = Result(
             outputs,
             found.time,
             {m: found.time - samples[m].at if m in samples else None for m in found.samples},
-            tuple(n for n in self._cache.names if n not in cached),
+            tuple(n for n in self._cache.names if n not in cached and n not in behind),
             cached,
             found.stale,
-            found.filled,
+            {m: self.policy.fill_name(m) for m in found.filled},
             done - newest.captured if newest is not None else None,
             self._results,
             found.epoch,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgemm.errors import DataError, did_you_mean
+from edgemm.runtime.stand_ins import Behind, StandIns
 from edgemm.runtime.stream_policy import StreamPolicy, fill_value, inputs_of
 from edgemm.runtime.stream_sync import SampleSet
 from edgemm.tensors import IOSpec, check_feed
@@ -62,23 +63,44 @@ class Intake:
                 )
         return arrays
 
-    def feed(self, found: SampleSet, policy: StreamPolicy) -> dict[str, np.ndarray]:
-        """Returns the arrays of a set by input, with values for the modalities that lack a sample."""
+    def feed(
+        self, found: SampleSet, policy: StreamPolicy, stand_ins: StandIns
+    ) -> tuple[dict[str, np.ndarray], Behind]:
+        """Returns the arrays of a set by input, with values for the modalities that lack a sample.
+
+        Args:
+            found: The set.
+            policy: Says what goes in for what lacks.
+            stand_ins: What the bundle holds for that.
+
+        Returns:
+            The feed, and the outputs of engines that do not run, since something stands for their outputs.
+        """
         feed: dict[str, np.ndarray] = {}
+        behind: dict[str, Mapping[str, np.ndarray]] = {}
         for sample in found.samples.values():
             if sample is not None:
                 feed.update(sample.arrays)
-        sizes = {
+        sizes = self._sizes(feed)
+        for modality in found.filled:
+            fill, like = policy.fill(modality), self.newest.get(modality)
+            placed = stand_ins.find(modality, fill) if isinstance(fill, str) else None
+            if placed is None:
+                feed.update(fill_value(self._io, modality, fill, like, sizes))
+            else:
+                feed.update(placed.feed(self._io, modality, self._sizes(like or {}) | sizes))
+                behind.update(placed.behind(self._io))
+        return feed, behind
+
+    def _sizes(self, feed: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """Returns the size of every symbolic dimension that these arrays show."""
+        return {
             dim: size
             for spec in self._io.feed_inputs
             if spec.name in feed
             for dim, size in zip(spec.shape, feed[spec.name].shape, strict=True)
             if isinstance(dim, str)
         }
-        for modality in found.filled:
-            fill = policy.fill(modality)
-            feed.update(fill_value(self._io, modality, fill, self.newest.get(modality), sizes))
-        return feed
 
 
 def _part(io: IOSpec, modality: str) -> IOSpec:

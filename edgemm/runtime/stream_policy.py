@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from edgemm.errors import BundleError, DataError, did_you_mean
+from edgemm.runtime.stand_ins import HEAD, STORED, StandIns
 from edgemm.tensors import IOSpec, TensorSpec
 
 Drop = Literal["keep-newest", "drop-oldest", "block"]
@@ -20,9 +21,6 @@ ANY = "any"
 FILLS = ("fail", "last", "zeros", "constant:VALUE")
 """Fills that are computed from nothing but the samples."""
 
-_STORED = ("mean", "learned", "head", "blank")
-"""Fills that need a value, or a head, in the bundle."""
-
 
 @dataclass(frozen=True, slots=True)
 class StreamPolicy:
@@ -32,8 +30,10 @@ class StreamPolicy:
         trigger: What a set is made for: each sample of the modality named here, `"any"` sample, or a tick of a
             clock, this many times a second.
         optional: Modality -> what goes in where no sample fits: `"last"`, the newest one, however old; `"zeros"`;
-            `"constant:0.5"`; an array, or a dict of arrays by input, without the batch axis; `"fail"`, the default
-            of modalities that are not listed: there is no set then.
+            `"constant:0.5"`; an array, or a dict of arrays by input, without the batch axis; of the bundle
+            `"blank"`, a sample of a silent sensor, `"mean"`, the mean of what its encoder gives, or `"learned"`, a
+            trained value of that, both without running the encoder; `"fail"`, the default of modalities that are
+            not listed: there is no set then.
         window: Most time between the set and a sample, before or after; of the samples within, the nearest is
             taken. One number, or by modality. A modality without a window goes in with the newest sample that was
             captured no later than the set's time.
@@ -57,14 +57,21 @@ class StreamPolicy:
     drop: Drop = "keep-newest"
     reject_nan: bool = True
 
-    def check(self, io: IOSpec) -> None:
+    def check(self, io: IOSpec, stand_ins: StandIns | None = None) -> None:
         """Checks every field against the model.
+
+        Args:
+            io: Its signature.
+            stand_ins: What its bundle holds; None while there is no bundle.
 
         Raises:
             DataError: An unknown modality, a time or number out of range, a fill that does not fit.
             BundleError: A fill that needs what the bundle does not hold.
         """
         known = io.modality_names()
+        for name in ("optional", "offset"):
+            if not isinstance(getattr(self, name), Mapping):
+                _refuse(name, getattr(self, name), "a mapping from modalities")
         if isinstance(self.trigger, str):
             if self.trigger != ANY:
                 _known("trigger", self.trigger, known)
@@ -89,7 +96,7 @@ class StreamPolicy:
             _refuse("drop", self.drop, f"one of {', '.join(get_args(Drop))}")
         for modality, fill in self.optional.items():
             _known("optional", modality, known)
-            _check_fill(io, modality, fill, frozenset(known) - self.optional.keys())
+            _check_fill(io, modality, fill, frozenset(known) - self.optional.keys(), stand_ins)
 
     def seconds(self, name: Literal["window", "max_age"], modality: str) -> float | None:
         """Returns the window or the greatest age of a modality, None where it has none."""
@@ -106,6 +113,27 @@ class StreamPolicy:
     def fill(self, modality: str) -> Any:
         """Returns what goes in where no sample of `modality` fits; `"fail"` for one that is required."""
         return self.optional.get(modality, "fail")
+
+    def fill_name(self, modality: str) -> str:
+        """Returns what to call that: the fill, or `"array"` of one that the caller gave."""
+        fill = self.fill(modality)
+        return fill if isinstance(fill, str) else "array"
+
+
+def policy_of(stored: Mapping[str, Any], given: Mapping[str, Any]) -> StreamPolicy:
+    """Returns the policy of a bundle, with the fields that a call gives in the place of its own.
+
+    Raises:
+        BundleError: The bundle names a field that there is not.
+        TypeError: The call does.
+    """
+    known = [f.name for f in fields(StreamPolicy)]
+    if strange := [name for name in stored if name not in known]:
+        raise BundleError(
+            f"stream: there is no field '{strange[0]}' (fields: {', '.join(known)}).",
+            hint="made by a newer edgemm? update edgemm on this device: pip install --upgrade edgemm",
+        )
+    return StreamPolicy(**{**stored, **given})
 
 
 def inputs_of(io: IOSpec, modality: str) -> tuple[TensorSpec, ...]:
@@ -146,15 +174,15 @@ def _shape(
     return tuple(d if isinstance(d, int) else 1 if d == io.batch else sizes[d] for d in spec.shape)
 
 
-def _check_fill(io: IOSpec, modality: str, fill: Any, required: frozenset[str]) -> None:
+def _check_fill(
+    io: IOSpec, modality: str, fill: Any, required: frozenset[str], stand_ins: StandIns | None
+) -> None:
     specs = inputs_of(io, modality)
     if isinstance(fill, str):
         kind, _, number = fill.partition(":")
-        if kind in _STORED:
-            raise BundleError(
-                f"optional: the bundle holds no '{fill}' for '{modality}'.",
-                hint=f"use one of {', '.join(FILLS)}, or give the array that stands for a silent '{modality}'",
-            )
+        if fill in STORED or kind == HEAD:
+            _check_stored(io, modality, fill, required, stand_ins)
+            return
         if kind == "constant":
             try:
                 float(number)
@@ -163,7 +191,7 @@ def _check_fill(io: IOSpec, modality: str, fill: Any, required: frozenset[str]) 
         elif fill not in FILLS:
             raise DataError(
                 f"optional: the fill of '{modality}' is '{fill}', expected {', '.join(FILLS)} or an array.",
-                hint=did_you_mean(kind, FILLS, "a modality that must be there is not listed under optional"),
+                hint=did_you_mean(kind, (*FILLS, *STORED), "a modality that must be there is not listed"),
             )
         if kind in ("zeros", "constant"):
             _check_sizes(io, modality, fill, required)
@@ -180,6 +208,18 @@ def _check_fill(io: IOSpec, modality: str, fill: Any, required: frozenset[str]) 
         if not fits:
             what = f"shape {shape}" if shape is not None else "nothing"
             _refuse(f"optional: the fill of '{modality}' for '{spec.name}'", what, f"{list(wanted)}")
+
+
+def _check_stored(
+    io: IOSpec, modality: str, fill: str, required: frozenset[str], stand_ins: StandIns | None
+) -> None:
+    if stand_ins is None:
+        return
+    placed = stand_ins.find(modality, fill)
+    if placed is None:
+        raise stand_ins.refuse(modality, fill, ", ".join((*FILLS, *stand_ins.fills(modality))))
+    if any(row.ndim == 0 for row in placed.inputs.values()):
+        _check_sizes(io, modality, fill, required)
 
 
 def _check_sizes(io: IOSpec, modality: str, fill: str, required: frozenset[str]) -> None:

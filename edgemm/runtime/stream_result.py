@@ -23,9 +23,10 @@ class Result:
         ages: Modality -> seconds from the capture of its sample to `time`, negative for a later one in the window;
             None where a value went in.
         encoded: Engines that ran, the fusion head among them.
-        cached: Engines whose outputs were those of an earlier set.
+        cached: Engines whose outputs were those of an earlier set. Engines in neither did not run, since what the
+            bundle holds for a modality without a sample stood for their outputs.
         stale: Modalities that went in with a sample older than the window or `max_age` allow.
-        filled: Modalities that went in with a fixed value.
+        filled: Modalities that went in without a sample -> what stood for it: the fill, or `"array"`.
         latency: Seconds from the capture of the sample that triggered (without one: of the newest) to the outputs;
             None without any sample.
         number: Counts the results of a stream from 0.
@@ -38,7 +39,7 @@ class Result:
     encoded: tuple[str, ...]
     cached: tuple[str, ...]
     stale: tuple[str, ...]
-    filled: tuple[str, ...]
+    filled: Mapping[str, str]
     latency: float | None
     number: int
     epoch: int

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant
+from edgemm.bundle import EngineEntry, Manifest, StageEntry, StandIn, Variant
 from edgemm.bundle.check import check_consistent, check_path
 from edgemm.bundle.codec import dumps, loads
 from edgemm.errors import BundleError
@@ -75,6 +75,12 @@ STAGES = st.lists(
     st.builds(StageEntry, WORDS, NAMES, WORDS, TENSORS, TENSORS, st.integers(0, 99), st.integers(0, 2**40)),
     max_size=2,
 ).map(tuple)
+STAND_INS = st.lists(
+    st.builds(
+        StandIn, WORDS, WORDS, st.dictionaries(WORDS, WORDS | FLOATS | st.integers(-9, 9), max_size=2), WORDS
+    ),
+    max_size=2,
+).map(tuple)
 MANIFESTS = st.builds(
     Manifest,
     name=WORDS,
@@ -85,6 +91,8 @@ MANIFESTS = st.builds(
     info=OBJECTS,
     measured=OBJECTS,
     files=st.dictionaries(WORDS, st.fixed_dictionaries({"sha256": WORDS, "size": st.integers(0, 99)}), max_size=2),
+    stream=OBJECTS,
+    stand_ins=STAND_INS,
 )
 
 
@@ -190,6 +198,15 @@ def edited(manifest: Manifest, *path: str | int, value: object) -> bytes:
         (("files",), {"a": {"sha256": 1, "size": 1}}, "'files.a.sha256' is int"),
         (("files",), {"a": {"sha256": "x", "size": "1"}}, "'files.a.size' is str"),
         (("info",), [], "'info' is list, expected an object"),
+        (("stream",), [], "'stream' is list, expected an object"),
+        (("stand_ins",), {}, "'stand_ins' is dict, expected a list"),
+        (("stand_ins",), [{"modality": "a", "fill": "mean", "arrays": {"x": None}}], r"arrays.x' is NoneType"),
+        (
+            ("stand_ins",),
+            [{"modality": "a", "fill": "mean", "arrays": {"x": True}}],
+            r"arrays.x' is true or false",
+        ),
+        (("stand_ins",), [{"modality": "a", "arrays": {}}], r"'stand_ins\[0\].fill' is missing"),
     ],
 )
 def test_wrong_types_name_the_key(
@@ -200,7 +217,10 @@ def test_wrong_types_name_the_key(
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("key", [f.name for f in fields(Manifest)])
+LEFT_OUT_WHEN_EMPTY = {"stream", "stand_ins"}
+
+
+@pytest.mark.parametrize("key", [f.name for f in fields(Manifest) if f.name not in LEFT_OUT_WHEN_EMPTY])
 def test_missing_keys_are_named(tiny_manifest: Manifest, key: str) -> None:
     data = tiny_manifest.to_json()
     del data[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from edgemm.errors import RecipeError
 from edgemm.recipe import Recipe, build_recipe, load_recipe
 from edgemm.recipe.loader import merge
+from edgemm.runtime.stream_policy import StreamPolicy
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -117,3 +119,40 @@ def test_blanks_are_read_and_their_files_are_the_recipes_own(tmp_path: Path) -> 
 def test_a_blank_of_no_kind_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"inputs.a.blank: blank: got 'quite', expected zeros, mean"):
         build_recipe({"model": {"path": "m.pt2"}, "inputs": {"a": {"blank": "quite"}}}, where="options")
+
+
+def test_a_stream_policy_is_what_the_runtime_takes() -> None:
+    sections = {
+        "trigger": 30,
+        "optional": {"audio": "constant:0.5", "image": "learned"},
+        "window": 0.05,
+        "max_age": {"audio": 0.5},
+        "offset": {"image": -0.02},
+        "timeout": 0.1,
+        "queue": 4,
+        "drop": "block",
+        "reject_nan": False,
+    }
+    stream = build_recipe({"model": {"path": "m.pt2"}, "stream": sections}, where="r.yaml").stream
+    assert stream.given() == sections
+    assert set(type(stream).model_fields) == {f.name for f in dataclasses.fields(StreamPolicy)}
+    assert build_recipe({"model": {"path": "m.pt2"}}, where="r.yaml").stream.given() == {}
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        ({"trigger": 0}, r"stream\.trigger"),
+        ({"optional": {"audio": "meen"}}, "'audio' is 'meen', expected one of fail, last, zeros"),
+        ({"optional": {"audio": "constant:x"}}, "expected constant:VALUE"),
+        ({"optional": {"audio": "head:image"}}, "alternative heads are not supported yet"),
+        ({"window": float("inf")}, r"stream\.window"),
+        ({"max_age": {"audio": -1}}, r"stream\.max_age"),
+        ({"queue": 0}, r"stream\.queue"),
+        ({"drop": "oldest"}, r"stream\.drop"),
+        ({"patience": 1}, r"stream\.patience: Extra inputs"),
+    ],
+)
+def test_wrong_stream_policies_are_refused(stream: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_recipe({"model": {"path": "m.pt2"}, "stream": stream}, where="r.yaml")

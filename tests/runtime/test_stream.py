@@ -157,12 +157,12 @@ def test_a_set_waits_for_what_is_still_to_come(
     stream.push("audio", audio(), t=100.01)
     result = stream.poll()
     assert result is not None
-    assert result.filled == ()
+    assert result.filled == {}
     stream.push("image", image(), t=100.2)
     clock.now = 100 + 2 * wait
     result = stream.poll()
     assert result is not None
-    assert result.filled == ("audio",)
+    assert result.filled == {"audio": "zeros"}
     assert result.outputs["logits"].tobytes() == full(session, image(), audio(0))
     assert result.ages == {"image": 0.0, "audio": None}
 
@@ -176,7 +176,7 @@ def test_max_age_ends_the_use_of_a_sample(session: FusionSession, clock: Clock) 
         stream.push("image", image(), t=100.6)
         first = stream.poll()
         assert first is not None
-        assert (first.stale, first.filled) == ((), ())
+        assert (first.stale, first.filled) == ((), {})
         results[fill] = stream.poll()
         counters = stream.counters
         assert counters.incomplete == (fill == "fail")
@@ -319,7 +319,7 @@ def test_a_sensor_that_stops(session: FusionSession, clock: Clock) -> None:
     stream.push("image", image(), t=101.0)
     result = stream.poll()
     assert result is not None
-    assert result.filled == ()
+    assert result.filled == {}
 
 
 def test_late_samples_are_counted(session: FusionSession, clock: Clock) -> None:
@@ -470,7 +470,7 @@ def test_a_modality_of_several_inputs_takes_a_dict(make_bundle: Bundle, clock: C
         stream.push("image", zero, t=t)
     results = [stream.poll() for _ in range(3)]
     assert [float(r.outputs["y"][0, 0]) for r in results if r] == [7, 6, 7]
-    assert [r.filled for r in results if r] == [("text",), (), ("text",)]
+    assert [r.filled for r in results if r] == [{"text": "array"}, {}, {"text": "array"}]
 
 
 def test_a_run_that_fails_is_counted_and_the_stream_goes_on(make_bundle: Bundle, clock: Clock) -> None:

@@ -196,7 +196,7 @@ def test_a_set_that_waits_is_run_when_its_time_is_over(session: FusionSession) -
     with session.stream(trigger="image", window=0.02, optional={"audio": "zeros"}) as stream:
         stream.push("image", IMAGE)
         result = next(stream)
-    assert result.filled == ("audio",)
+    assert result.filled == {"audio": "zeros"}
     assert result.latency is not None
     assert result.latency >= 0.02
 
@@ -258,7 +258,7 @@ def test_asyncio_is_woken_by_threads_timeouts_and_close(session: FusionSession) 
         return results
 
     (result,) = asyncio.run(main())
-    assert result.filled == ("audio",)
+    assert result.filled == {"audio": "zeros"}
 
 
 def test_asyncio_loses_nothing_when_a_waiter_is_cancelled(session: FusionSession) -> None:
