@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle import Variant
 from edgemm.errors import DataError, did_you_mean
 from edgemm.profiling.record import Runs, Spans
 from edgemm.profiling.report import CACHED
@@ -55,8 +54,13 @@ class Cached:
         }
 
 
-def check_cached(io: IOSpec, variant: Variant, unchanged: Collection[str]) -> None:
+def check_cached(io: IOSpec, unchanged: Collection[str], *, reusable: bool) -> None:
     """Checks which modalities are to stay as they are.
+
+    Args:
+        io: The model's signature.
+        unchanged: Modalities.
+        reusable: Whether the session has an engine per stage.
 
     Raises:
         DataError: One is no modality of the model, all of them stay, or the model is one engine.
@@ -73,7 +77,7 @@ def check_cached(io: IOSpec, variant: Variant, unchanged: Collection[str]) -> No
         raise DataError(
             f"--cached {shown}: no modality is left that changes.", hint="leave at least one modality out"
         )
-    if len(variant.engines) == 1 and not variant.reuse:
+    if not reusable:
         raise DataError(f"--cached {shown}: {ONE_ENGINE}.", hint="or leave --cached out")
 
 
@@ -102,7 +106,7 @@ def cached(
         DataError: As `check_cached`.
     """
     io = session.io
-    check_cached(io, session.variant, unchanged)
+    check_cached(io, unchanged, reusable=len(session.variant.engines) > 1)
     changed = tuple(m for m in io.modality_names() if m not in unchanged)
     held = {name: array for name, array in feeds[0].items() if io.modalities.get(name) in unchanged}
     label = f"cached {', '.join(unchanged)}"

@@ -103,7 +103,8 @@ def profile_session(
     io = session.io
     schedule = make_schedule(io, plan.rates) if plan.rates else None
     if plan.cached:
-        check_cached(io, session.variant, plan.cached)
+        reusable = len(session.variant.engines) > 1 or bool(session.variant.reuse and plan.reopen)
+        check_cached(io, plan.cached, reusable=reusable)
     start = perf_counter()
     session.run(feeds[0])
     first = perf_counter() - start

@@ -25,9 +25,24 @@ def spec(name: str, size: int) -> TensorSpec:
     return TensorSpec(name, "float32", ("batch", size))
 
 
+WHOLE = """whole (float[batch,4] image, float[batch,2] points) => (float[batch,5] logits)
+<float[4,3] w = {1,2,3, 4,5,6, 7,8,9, 1,1,1}> { p = MatMul(image, w)  seen = Tanh(p)  near = Abs(points)
+  joined = Concat<axis=1>(seen, near)  logits = Sigmoid(joined) }"""
+
+
 @pytest.fixture
 def sensors(tmp_path: Path) -> Path:
     """logits[5] from image[4] of `camera` and points[2] of `lidar`: an engine for each, one for both."""
+    return write_sensors(tmp_path / "sensors.edgemm", both=False)
+
+
+@pytest.fixture
+def sensors_both(tmp_path: Path) -> Path:
+    """The same as one engine, which is opened first, beside the three."""
+    return write_sensors(tmp_path / "both.edgemm", both=True)
+
+
+def write_sensors(path: Path, *, both: bool) -> Path:
     image, points, seen, near = spec("image", 4), spec("points", 2), spec("seen", 3), spec("near", 2)
     logits = spec("logits", 5)
     parts = {
@@ -43,11 +58,18 @@ def sensors(tmp_path: Path) -> Path:
         names = tuple(i.name for i in inputs), tuple(o.name for o in outputs)
         engines.append(EngineEntry(name, (name,), file, *names, {"fp32": 1}))
     io = IOSpec((image, points), (logits,), {"image": "camera", "points": "lidar"})
-    size = sum(map(len, files.values()))
-    variant = Variant("cpu-fp32", "cpu", "onnxruntime", "fp32", "staged", tuple(engines), {"fp32": 3}, size)
-    path = tmp_path / "sensors.edgemm"
-    write_bundle(path, Manifest("sensors", io, tuple(stages), (), (variant,)), files)
+    variants = [make_variant("cpu-fp32-staged" if both else "cpu-fp32", "staged", engines)]
+    if both:
+        file = "engines/cpu-fp32/whole.onnx"
+        files[file] = onnx.parser.parse_model(HEAD + WHOLE).SerializeToString()
+        whole = EngineEntry("whole", tuple(parts), file, ("image", "points"), ("logits",), {"fp32": 1})
+        variants.insert(0, make_variant("cpu-fp32", "whole", [whole], reuse="cpu-fp32-staged"))
+    write_bundle(path, Manifest("sensors", io, tuple(stages), (), tuple(variants)), files)
     return path
+
+
+def make_variant(name: str, layout: str, engines: list[EngineEntry], reuse: str = "") -> Variant:
+    return Variant(name, "cpu", "onnxruntime", "fp32", layout, tuple(engines), {"fp32": 3}, 1000, reuse=reuse)
 
 
 @pytest.fixture

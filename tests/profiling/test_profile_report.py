@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,19 @@ def test_a_measured_report_is_one(report: dict[str, Any]) -> None:
     assert "unavailable" in resources["energy"]
     assert resources["memory"]["rss_peak_mb"] >= resources["memory"]["rss_steady_mb"] > 1
     assert check(read_back(report)) == ()
+
+
+def test_a_bundle_with_both_layouts_reuses_in_the_cached_mode(sensors_both: Path, feeds, tmp_path: Path) -> None:
+    watch = ResourceWatch(tmp_path / "nothing", lambda: None)
+    reopen = partial(open_session, sensors_both, cache="marks", threads=1)
+    plan = Plan(runs=20, warmup=WarmupRule(fixed=2), cached=("lidar",), reopen=reopen, energy=False)
+    with open_session(sensors_both, cache="off", threads=1) as session:
+        found = profile_session(session, feeds, plan, watch).report
+    assert [stage["name"] for stage in found["stages"]] == ["whole"]
+    assert found["modes"][1]["reused"] == ["lidar"]
+    assert "energy" not in found["resources"]
+    with open_session(sensors_both, cache="off") as session, pytest.raises(DataError, match="is one engine"):
+        profile_session(session, feeds, replace(plan, reopen=None), watch)
 
 
 def read_back(report: dict[str, Any]) -> Any:
