@@ -75,6 +75,17 @@ def metric(name: str) -> Metric:
     )
 
 
+def metric_for(name: str | None, samples: Samples, label: str | None) -> Metric:
+    """Returns the metric called `name`; without one accuracy for integer labels, mae for float, else agreement.
+
+    Raises:
+        DataError: No such metric.
+    """
+    if name is None and label is not None:
+        return METRICS["mae" if np.asarray(samples[0][label]).dtype.kind == "f" else "accuracy"]
+    return metric(name or "agreement")
+
+
 def choose_output(io: IOSpec, output: str | None) -> str:
     """Returns the output that a metric reads: `output`, else the model's first output that is no state.
 
@@ -108,7 +119,6 @@ def collect_outputs(
         samples: Checked samples.
         batch: Samples per call, where the batch is dynamic.
         reset: Called once before the first sample, to forget a state.
-
     """
     if reset is not None:
         reset()

@@ -41,7 +41,9 @@ def main() -> None:
     result = json.loads(edgemm("convert", *convert_arguments(FOLDER, bundle), capture=True))
     edgemm("inspect", str(bundle))
     edgemm("run", str(bundle), "--data", str(FOLDER / "eval.npz"), "-o", str(FOLDER / "outputs.npz"))
-    edgemm("profile", str(bundle), "--data", str(FOLDER / "eval.npz"), "--seconds", "5")
+    page = FOLDER / "profile.html"
+    measured = ("--data", str(FOLDER / "eval.npz"), "--seconds", "5", "--layers")
+    edgemm("profile", str(bundle), *measured, "--html", str(page), "--force")
     _print_summary(result, trained, time.perf_counter() - start)
 
 

@@ -1,8 +1,9 @@
-"""Options that say something about a model's inputs, as fields of a recipe."""
+"""What options say: of a model's inputs as fields of a recipe, and which variant of which bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,3 +50,17 @@ def pair(option: str, text: str, form: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise click.BadParameter(f"got '{text}', expected {form}.", param_hint=option)
     return name, value
+
+
+def path_and_variant(text: str, variant: str | None) -> tuple[Path, str | None]:
+    """Returns path and variant of `PATH` or `PATH:VARIANT`; a path that exists is taken whole.
+
+    Raises:
+        click.BadParameter: Two different variants are named.
+    """
+    path, colon, name = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), variant
+    if variant is not None and variant != name:
+        raise click.BadParameter(f"'{text}' names '{name}', --variant names '{variant}'.", param_hint="--variant")
+    return Path(path), name

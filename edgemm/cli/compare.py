@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,6 +61,7 @@ def compare(a: str, b: str, every: bool, as_json: bool, **options: Any) -> None:
     Memory does not grow with the number of samples.
     """
     from edgemm._optional import require
+    from edgemm.cli._options import path_and_variant
     from edgemm.cli._output import echo_json
     from edgemm.cli._progress import RichProgress
     from edgemm.data import Subset, open_samples
@@ -73,7 +73,7 @@ def compare(a: str, b: str, every: bool, as_json: bool, **options: Any) -> None:
     source = open_samples(options["data"])
     number = min(len(source), options["samples"] or len(source))
     samples = source if number == len(source) else Subset(source, tuple(range(number)))
-    first, second = open_side(*_named(a, None)), open_side(*_named(b, options["variant"]))
+    first, second = open_side(*path_and_variant(a, None)), open_side(*path_and_variant(b, options["variant"]))
     with RichProgress() as progress, first.session, second.session:
         found = compare_sides(
             first,
@@ -94,20 +94,6 @@ def compare(a: str, b: str, every: bool, as_json: bool, **options: Any) -> None:
 
 def _pair(first: Side, second: Side) -> tuple[tuple[str, Side], tuple[str, Side]]:
     return ("a", first), ("b", second)
-
-
-def _named(text: str, variant: str | None) -> tuple[Path, str | None]:
-    """Returns path and variant of `PATH` or `PATH:VARIANT`; a path that exists is taken whole.
-
-    Raises:
-        click.BadParameter: Two different variants are named.
-    """
-    path, colon, name = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), variant
-    if variant is not None and variant != name:
-        raise click.BadParameter(f"'{text}' names '{name}', --variant names '{variant}'.", param_hint="--variant")
-    return Path(path), name
 
 
 def _print(first: Side, second: Side, found: Difference, number: int, *, every: bool) -> None:

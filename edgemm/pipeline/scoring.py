@@ -19,6 +19,7 @@ from edgemm.metrics import (
     collect_outputs,
     is_classes,
     metric,
+    metric_for,
     numeric_parts,
     score,
 )
@@ -34,12 +35,9 @@ def choose_metric(section: EvaluateSection, samples: Samples, label: str | None)
     Raises:
         DataError: No such metric.
     """
-    asked = metric(section.metric) if section.metric is not None else None
-    if asked is not None and (label is not None or not asked.needs_labels):
-        return asked
-    if label is None:
+    if label is None and section.metric is not None and metric(section.metric).needs_labels:
         return metric("agreement")
-    return metric("mae" if np.asarray(samples[0][label]).dtype.kind == "f" else "accuracy")
+    return metric_for(section.metric, samples, label)
 
 
 def check_metric(section: EvaluateSection, label: str | None) -> None:

@@ -1,0 +1,307 @@
+"""`edgemm profile A --compare B`: what B is, what is measured of both, and the comparison as text."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgemm.profiling.fail_if import Condition
+    from edgemm.runtime.fusion import FusionSession
+    from edgemm.runtime.latency import Ratio
+    from edgemm.runtime.session import SessionOptions
+
+DEFAULT_SECONDS = 6.0
+_SHOWN = 8
+
+
+def compare_files(file: Path, options: Mapping[str, Any], conditions: Sequence[Condition]) -> dict[str, Any]:
+    """Returns the comparison of A, `file`, with B, `options["compare"]`, as plain JSON values.
+
+    Args:
+        file: A bundle or an ONNX file.
+        options: Those of the command.
+        conditions: What makes it fail.
+
+    Raises:
+        EdgemmError: One does not open, the data does not fit, or B is no report.
+    """
+    from edgemm.cli._options import path_and_variant
+    from edgemm.profiling.compare import KIND, SCHEMA, THRESHOLD, THRESHOLD_MS, culprit, verdict
+    from edgemm.profiling.fail_if import check_conditions
+    from edgemm.runtime.machine import describe_machine
+
+    path, variant = path_and_variant(options["compare"], None)
+    saved = path.suffix == ".json" and path.is_file()
+    accuracy = None if saved else _accuracy((file, path), (options["variant"], variant), options)
+    if saved:
+        sides, found, rows, memory, more = _against_saved(file, path, options)
+    else:
+        sides, found, rows, memory, more = _against_build(file, (path, variant), options)
+    result = verdict(found, *(sides[name]["end_to_end"]["p50_ms"] for name in ("a", "b")))
+    comparison = {
+        "schema": SCHEMA,
+        "kind": KIND,
+        **sides,
+        "machine": describe_machine().to_json(),
+        "machine_summary": describe_machine().summary(),
+        **more,
+        "interleaved": not saved,
+        "threshold": THRESHOLD,
+        "threshold_ms": THRESHOLD_MS,
+        "ratio": found.to_json(),
+        "verdict": result,
+        "stages": rows,
+        "mostly": culprit(rows, result),
+        "memory": memory,
+        "accuracy": accuracy,
+    }
+    return comparison | {"fail_if": check_conditions(conditions, comparison)}
+
+
+_Compared = tuple[dict[str, Any], "Ratio", list[dict[str, Any]], dict[str, Any], dict[str, Any]]
+
+
+def _against_build(file: Path, other: tuple[Path, str | None], options: Mapping[str, Any]) -> _Compared:
+    from edgemm.cli._profile_run import make_feeds
+    from edgemm.profiling.compare import compare_stages, measure_pair, pooled_ratio
+
+    said: dict[str, Any] = {}
+    kept: list[Any] = []
+
+    def feeds(session: FusionSession) -> list[Any]:
+        made, told = make_feeds(session, options)
+        said.update(told)
+        kept.extend(made)
+        return made
+
+    variants = (options["variant"], other[1])
+    a, b = measure_pair(
+        (lambda: _open(file, variants[0], options), lambda: _open(other[0], variants[1], options)),
+        feeds,
+        runs=options["runs"],
+        seconds=options["seconds"] or (None if options["runs"] else DEFAULT_SECONDS),
+        reset_every=options["reset_every"],
+    )
+    sides = {"a": {"file": str(file), **a.to_json()}, "b": {"file": str(other[0]), **b.to_json()}}
+    memory = _memory((file, other[0]), variants, options)
+    more = {
+        **said,
+        "threads": options["threads"],
+        "openings": len(a.totals),
+        "runs": sum(t.runs for t in a.totals),
+    }
+    if options.get("layers"):
+        more["layers"] = _compare_layers((file, other[0]), variants, options, kept)
+    return sides, pooled_ratio(a.totals, b.totals), compare_stages(a, b), memory, {**more, "warnings": []}
+
+
+def _against_saved(file: Path, saved: Path, options: Mapping[str, Any]) -> _Compared:
+    from edgemm.cli._profile_run import measure_file
+    from edgemm.profiling.report import read_report
+    from edgemm.profiling.saved import compare_layers, compare_reports, differing_conditions
+
+    b: Mapping[str, Any] = read_report(saved)
+    a = measure_file(file, options).report
+    found, rows = compare_reports(a, b)
+    keys = ("file", "variant", "target", "layout", "backend", "load_ms", "end_to_end")
+    sides = {name: {key: report[key] for key in keys} for name, report in (("a", a), ("b", b))}
+    sides["b"]["report"] = str(saved)
+    memory = {"a_mb": a["peak_memory_mb"], "b_mb": b["peak_memory_mb"]}
+    said = {key: a.get(key) for key in ("inputs", "samples", "of_samples", "batch", "dims", "threads", "runs")}
+    layers = {"layers": compare_layers(a["layers"], b["layers"])} if "layers" in a and "layers" in b else {}
+    return sides, found, rows, memory, {**said, **layers, "openings": 1, "warnings": differing_conditions(a, b)}
+
+
+def _compare_layers(
+    files: tuple[Path, Path],
+    variants: tuple[str | None, str | None],
+    options: Mapping[str, Any],
+    feeds: Sequence[Any],
+) -> list[dict[str, Any]]:
+    """Returns what each module, or each layer, takes in both, from runs of their own under the profilers."""
+    from edgemm.profiling.layers import profile_layers
+    from edgemm.profiling.saved import compare_layers
+
+    found = [
+        profile_layers(
+            lambda extra, file=file, variant=variant: _open(file, variant, options, extra),  # type: ignore[misc]
+            file if file.is_dir() else file.parent,
+            feeds,
+            threads=options["threads"] or 0,
+        )["layers"]
+        for file, variant in zip(files, variants, strict=True)
+    ]
+    return compare_layers(*found)
+
+
+def _open(
+    file: Path, variant: str | None, options: Mapping[str, Any], extra: SessionOptions | None = None
+) -> FusionSession:
+    from edgemm.runtime import open_session
+
+    threads, target = options["threads"], options["target"]
+    return open_session(file, target=target, threads=threads, variant=variant, cache="off", options=extra)
+
+
+def _memory(
+    files: tuple[Path, Path], variants: tuple[str | None, str | None], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the peak memory of both in MiB, each in a process of its own that makes a few calls."""
+    found: dict[str, Any] = {}
+    for side, file, variant in zip("ab", files, variants, strict=True):
+        command = [sys.executable, "-m", "edgemm", "profile", str(file), "--runs", "3", "--warmup", "3", "--json"]
+        given = {k: options[k] for k in ("data", "batch", "target", "threads", "reset_every")} | {
+            "variant": variant
+        }
+        for name, value in given.items():
+            command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        for text in options["dims"]:
+            command += ["--dim", text]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or "no message").splitlines()[0]
+            return {"unavailable": f"a process of its own for {file} failed: {last}"}
+        report = json.loads(done.stdout)
+        found |= {f"{side}_mb": report["peak_memory_mb"], f"{side}_baseline_mb": report["baseline_memory_mb"]}
+    return found
+
+
+def _accuracy(
+    files: tuple[Path, Path], variants: tuple[str | None, str | None], options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the score of both on the data and its drop from B to A; None without a label and a metric.
+
+    Raises:
+        DataError: No such metric, label or output, or the labels do not fit.
+    """
+    label = options["label"]
+    if label is None and options["metric"] is None:
+        return None
+    from edgemm.data import names_of, open_samples
+    from edgemm.errors import DataError, did_you_mean
+    from edgemm.metrics import choose_output, collect_labels, collect_outputs, metric_for, score
+
+    samples = open_samples(options["data"])
+    if label is not None and label not in names_of(samples):
+        known = names_of(samples)
+        raise DataError(
+            f"{samples.origin}: there is no array '{label}' (arrays: {', '.join(known)}).",
+            hint=did_you_mean(label, known, "--label names the array of the labels"),
+        )
+    chosen = metric_for(options["metric"], samples, label)
+    outputs = []
+    for file, variant in zip(files, variants, strict=True):
+        with _open(file, variant, options) as session:
+            output = choose_output(session.io, options["output_name"])
+            outputs.append(collect_outputs(session.run, session.io, samples, reset=session.reset_state))
+    labels = collect_labels(samples, label) if label is not None else None
+    a, b = (score(chosen, found, output, labels=labels, reference=outputs[1]) for found in outputs)
+    drop = chosen.drop(b, a)
+    return {
+        "metric": chosen.name.rsplit("/", 1)[-1],
+        "output": output,
+        "percent": chosen.percent,
+        "samples": len(samples),
+        "a": a if math.isfinite(a) else None,
+        "b": b if math.isfinite(b) else None,
+        "drop": drop if math.isfinite(drop) else None,
+    }
+
+
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """Returns a comparison as text for people."""
+    from edgemm.cli._output import table
+
+    a, b = comparison["a"], comparison["b"]
+    lines = [f"A {_side(a)}", f"B {_side(b)}", comparison["machine_summary"], _conditions(comparison), ""]
+    total = {
+        "name": "end to end",
+        "a_p50_ms": a["end_to_end"]["p50_ms"],
+        "b_p50_ms": b["end_to_end"]["p50_ms"],
+        "ratio": comparison["ratio"],
+        "verdict": comparison["verdict"],
+    }
+    rows = [_row(row) for row in (*comparison["stages"], total)]
+    columns = ["p50 in ms", "A", "B", "A / B", "95 %", ""]
+    lines += [table(columns, rows, right=columns[1:5]), ""]
+    if comparison.get("layers"):
+        lines += [_layers(comparison["layers"]), ""]
+    lines += [*_memory_and_accuracy(comparison), _verdict(comparison)]
+    for failed in comparison["fail_if"]:
+        mark = click.style("fails", fg="red") if failed["fails"] else "holds"
+        lines.append(f"--fail-if {failed['condition']}: {mark}, {failed['why']}")
+    return "\n".join(lines)
+
+
+def _side(side: Mapping[str, Any]) -> str:
+    report = f" · saved in {side['report']}" if "report" in side else ""
+    rest = " · ".join(side[key] for key in ("variant", "backend", "layout"))
+    return f"{click.style(side['file'], bold=True)} · {rest}{report}"
+
+
+def _conditions(comparison: Mapping[str, Any]) -> str:
+    runs = f"{comparison['runs']:,} runs"
+    if comparison["interleaved"]:
+        times = "once" if comparison["openings"] == 1 else f"{comparison['openings']} times"
+        runs += f" of each, interleaved, both opened {times}"
+    inputs = "random inputs" if comparison["inputs"] == "random" else f"samples of {comparison['inputs']}"
+    return f"batch {comparison['batch']} · {runs} · {inputs}"
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    from edgemm.cli._output import milliseconds
+
+    cells = [row["name"], milliseconds(row["a_p50_ms"]), milliseconds(row["b_p50_ms"])]
+    found = row.get("ratio")
+    if found is None:
+        return [*cells, "-", "", "" if "difference_ms" in row else "only in one of them"]
+    return [*cells, f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}", row["verdict"]]
+
+
+def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
+    from edgemm.cli._output import milliseconds, table
+
+    both = sorted((r for r in rows if "difference_ms" in r), key=lambda r: -abs(r["difference_ms"]))
+    cells = [
+        [r["name"], r["op"], *(milliseconds(r[k]) for k in ("a_p50_ms", "b_p50_ms")), f"{r['difference_ms']:+.3f}"]
+        for r in both[:_SHOWN]
+    ]
+    only = len(rows) - len(both)
+    text = table(["module or layer, p50 in ms", "op", "A", "B", "A - B"], cells, right=["A", "B", "A - B"])
+    return f"{text}\n{only:,} layers are in one of them only" if only else text
+
+
+def _memory_and_accuracy(comparison: Mapping[str, Any]) -> list[str]:
+    memory, accuracy = comparison["memory"], comparison["accuracy"]
+    if "unavailable" in memory:
+        lines = [f"peak memory unavailable: {memory['unavailable']}"]
+    else:
+        own, other = memory["a_mb"], memory["b_mb"]
+        lines = [f"peak memory A {own:.0f} MB, B {other:.0f} MB ({own / other - 1:+.1%})"]
+    if accuracy is not None:
+        form = "{:.2%}" if accuracy["percent"] else "{:.5g}"
+        a, b, drop = ("no number" if accuracy[k] is None else form.format(accuracy[k]) for k in ("a", "b", "drop"))
+        lines.append(f"{accuracy['metric']} A {a}, B {b}: A loses {drop} on {accuracy['samples']:,} samples")
+    return lines
+
+
+def _verdict(comparison: Mapping[str, Any]) -> str:
+    found = comparison["ratio"]
+    span = f"{found['low'] - 1:+.1%} to {found['high'] - 1:+.1%}"
+    if comparison["verdict"] == "no difference":
+        return (
+            f"{click.style('no difference', bold=True)}: A takes {found['value'] - 1:+.1%} ({span}); "
+            f"one that counts excludes 0, and is over {comparison['threshold']:.0%} and "
+            f"{comparison['threshold_ms'] * 1e3:g} µs"
+        )
+    mostly = f"; most of it in '{comparison['mostly']}'" if comparison["mostly"] is not None else ""
+    result = click.style(comparison["verdict"], bold=True)
+    return f"A is {result}: it takes {found['value'] - 1:+.1%} ({span}){mostly}"
