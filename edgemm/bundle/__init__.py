@@ -28,6 +28,7 @@ from edgemm.bundle.manifest import (
     StandIn,
     Variant,
 )
+from edgemm.bundle.schedule import Schedule
 from edgemm.bundle.store import check_output, read_manifest, verify, write_bundle
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SCHEMA",
     "EngineEntry",
     "Manifest",
+    "Schedule",
     "StageEntry",
     "StandIn",
     "Variant",

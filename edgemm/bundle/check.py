@@ -84,8 +84,19 @@ def _check_variant(manifest: Manifest, variant: Variant) -> None:
             f"variant '{variant.name}': its backend is '{variant.backend}', its engines have '{backends}'.",
             hint=_HINT,
         )
+    if variant.reuse and (len(variant.engines) != 1 or not _has_stages(manifest, variant)):
+        raise BundleError(
+            f"variant '{variant.name}': no variant '{variant.reuse}' for '{variant.target}' can run its stages.",
+            hint=_HINT,
+        )
     if lacking := [o.name for o in manifest.io.outputs if o.name not in known]:
         raise BundleError(f"variant '{variant.name}': no engine gives the output '{lacking[0]}'.", hint=_HINT)
+
+
+def _has_stages(manifest: Manifest, variant: Variant) -> bool:
+    """Returns whether what `variant.reuse` names can run in its place."""
+    found = (v for v in manifest.shipped if v.name == variant.reuse and v is not variant)
+    return any(v.target == variant.target and not v.reuse for v in found)
 
 
 def _check_stand_in(manifest: Manifest, stand_in: StandIn) -> None:

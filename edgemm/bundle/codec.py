@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgemm.bundle.manifest import FORMAT, SCHEMA, EngineEntry, Manifest, StageEntry, StandIn, Variant
+from edgemm.bundle.schedule import Schedule
 from edgemm.errors import BundleError
 from edgemm.tensors import IOSpec, StateSpec, TensorSpec
 
@@ -183,6 +184,8 @@ def _variant_to_json(variant: Variant) -> dict[str, Any]:
         "size_bytes": int(variant.size_bytes),
         "accuracy": plain(variant.accuracy, f"{where}.accuracy"),
         "refused": variant.refused,
+        **({"schedule": variant.schedule.to_json()} if variant.schedule is not None else {}),
+        **({"reuse": variant.reuse} if variant.reuse else {}),
     }
 
 
@@ -221,6 +224,8 @@ def _variant_from_json(value: object, where: str) -> Variant:
         size_bytes=_get(data, "size_bytes", int, where),
         accuracy=None if data.get("accuracy") is None else _get(data, "accuracy", dict, where),
         refused=None if data.get("refused") is None else _get(data, "refused", str, where),
+        schedule=Schedule.from_json(data["schedule"], f"{where}.schedule") if "schedule" in data else None,
+        reuse=_get(data, "reuse", str, where) if "reuse" in data else "",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from edgemm.bundle.schedule import Schedule
 from edgemm.tensors import IOSpec, TensorSpec
 
 SCHEMA = 1
@@ -80,6 +81,9 @@ class Variant:
         accuracy: `{metric, float, variant, drop, budget, samples, ...}` on the evaluation split, or None. With
             `simulated` it is that of the graphs on a CPU, not of engines on their device.
         refused: Why it was not shipped, or None.
+        schedule: How engines on a CPU share its cores; None is one after the other.
+        reuse: Of a variant with one engine for the whole graph: the variant with one per stage, of the same plan,
+            that runs calls in which something is unchanged. Empty is none.
     """
 
     name: str
@@ -92,6 +96,8 @@ class Variant:
     size_bytes: int
     accuracy: Mapping[str, Any] | None = None
     refused: str | None = None
+    schedule: Schedule | None = None
+    reuse: str = ""
 
     def __post_init__(self) -> None:
         named = tuple(e if e.backend else replace(e, backend=self.backend) for e in self.engines)
@@ -99,7 +105,7 @@ class Variant:
 
     def refuse(self, reason: str) -> Variant:
         """Returns the record of this variant in a bundle that does not ship it."""
-        return replace(self, engines=(), size_bytes=0, refused=reason)
+        return replace(self, engines=(), size_bytes=0, refused=reason, schedule=None, reuse="")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ _OPTIONS = [
     ),
     click.option(
         "--layout",
-        type=click.Choice(["auto", "staged", "whole"]),
-        help="One engine per stage, or one for all. auto measures; staged unless whole is faster.",
+        type=click.Choice(["auto", "staged", "whole", "both"]),
+        help="One engine per stage, one for all, or both: one for all when everything is new. auto measures; "
+        "staged unless whole is faster.",
         show_default="auto",
     ),
     click.option(

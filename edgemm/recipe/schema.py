@@ -15,7 +15,7 @@ from edgemm.runtime.stream_policy import FILLS, Drop
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Precision = Literal["auto", "fp32", "fp16", "int8", "fp8", "int4"]
-Layout = Literal["auto", "staged", "whole"]
+Layout = Literal["auto", "staged", "whole", "both"]
 Engine = Literal["auto", "onnxruntime", "openvino"]
 Objective = Literal["latency", "size", "accuracy"]
 Sizes = tuple[int, int, int]
@@ -232,7 +232,8 @@ class Recipe(Section):
     )
     layout: Layout = Field(
         default="auto",
-        description="staged: one engine per stage; whole: one engine; auto: measured, staged if no slower.",
+        description="staged: one engine per stage; whole: one engine; both: one for calls in which everything is "
+        "new, the stages for the others; auto: measured, staged if no slower.",
     )
     engine: Engine = Field(
         default="auto", description="What runs the graphs; auto: whatever is installed and measured faster."

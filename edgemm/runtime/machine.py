@@ -127,7 +127,7 @@ def describe_machine(root: Path = Path("/")) -> Machine:
         cpu=_cpu_name(cpuinfo) or (platform.processor() if here else "") or "unknown processor",
         arch=platform.machine(),
         board=board,
-        cores=_usable_cores() if here else len(cpuinfo),
+        cores=usable_cores() if here else len(cpuinfo),
         cpu_quota=_cpu_quota(root),
         features=_features(cpuinfo),
         governor=_governor(root),
@@ -195,7 +195,8 @@ def _features(cores: list[dict[str, str]]) -> tuple[str, ...]:
     return tuple(name for name in CPU_FEATURES if name in common)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Returns the number of logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
