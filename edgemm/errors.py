@@ -9,6 +9,7 @@
     ├── QuantizationError   no quantized variant can be made or shipped
     ├── BundleError         a bundle is damaged, unsafe, too new, or in the way
     ├── StreamError         a stream is closed, or has no set of samples to run
+    ├── BusyError           a session has more calls under way than it may, or they do not end
     ├── BackendError        a backend refused an engine or failed while running it
     │   └── UnsupportedDeviceError  this machine lacks what the engine asks for
     └── MissingExtraError   an optional package is not installed
@@ -73,6 +74,10 @@ class BundleError(EdgemmError):
 
 class StreamError(EdgemmError):
     """A stream is closed, or has no set of samples to run."""
+
+
+class BusyError(EdgemmError):
+    """A session has more calls under way than it may, or they do not end."""
 
 
 class BackendError(EdgemmError):

@@ -101,7 +101,7 @@ def chosen_sizes(io: IOSpec, batch: int, named: Mapping[str, int], ran: Mapping[
     Raises:
         DataError: `named` has a dimension that no input has.
     """
-    from edgemm.data.synthetic import ASSUMED, symbols_of
+    from edgemm.runtime.synthetic import ASSUMED, symbols_of
 
     symbols = symbols_of(io)
     for name in named:

@@ -25,7 +25,7 @@ from edgemm.data.samples import (
     thinned,
 )
 from edgemm.data.sources import open_samples
-from edgemm.data.synthetic import checked_sizes, random_feed
+from edgemm.runtime.synthetic import checked_sizes, random_feed
 
 __all__ = [
     "ArrayInfo",

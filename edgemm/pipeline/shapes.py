@@ -13,11 +13,11 @@ import numpy as np
 
 from edgemm.backends.tensorrt import OptimizationProfile, SizeRange, make_profiles, observed_sizes
 from edgemm.data import Samples, random_feed
-from edgemm.data.synthetic import symbols_of
 from edgemm.errors import BackendError, RecipeError, did_you_mean
 from edgemm.partition import Stage, StageGraph
 from edgemm.quant.chain import Chain, filled
 from edgemm.recipe import Recipe
+from edgemm.runtime.synthetic import symbols_of
 from edgemm.tensors import BATCH, IOSpec
 
 LARGEST_BATCH = 8

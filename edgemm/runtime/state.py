@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edgemm.errors import BundleError, DataError
+from edgemm.errors import BundleError, DataError, did_you_mean
 from edgemm.tensors import Feed, IOSpec, TensorSpec, check_feed
 
 
@@ -15,6 +15,7 @@ class StateStore:
 
     Attributes:
         kept: State input name -> value for the next call; empty before the first call.
+        specs: The state inputs.
     """
 
     def __init__(self, io: IOSpec) -> None:
@@ -32,7 +33,7 @@ class StateStore:
                     hint="declare the states again when converting: --state IN=OUT",
                 )
         self._io = io
-        self._specs = tuple(io.input(s.input) for s in io.states)
+        self.specs = tuple(io.input(s.input) for s in io.states)
         self._sources = tuple((s.input, s.output) for s in io.states)
         self.kept: dict[str, np.ndarray] = {}
 
@@ -59,7 +60,7 @@ class StateStore:
         self.kept = {taken: values[given] for taken, given in self._sources}
 
     def _add_zeros(self, values: dict[str, np.ndarray], feed: Feed) -> None:
-        lacking = [spec for spec in self._specs if spec.name not in values]
+        lacking = [spec for spec in self.specs if spec.name not in values]
         if not lacking:
             return
         check_feed(self._io, feed)
@@ -72,7 +73,7 @@ class StateStore:
 
     def _check_kept(self, feed: Feed) -> None:
         sizes = _sizes(self._io, feed)
-        for spec in self._specs:
+        for spec in self.specs:
             value = self.kept.get(spec.name)
             if value is None or spec.name in feed:
                 continue
@@ -97,6 +98,34 @@ class StateStore:
                     f"exactly {self._io.batch}.",
                     hint=f"feed {self._io.batch} at a time, or convert the model with a dynamic batch",
                 )
+
+
+def snapshot(store: StateStore | None) -> dict[str, np.ndarray]:
+    """Returns a copy of the kept states, on the host; empty before the first call, and of a model without any."""
+    return {name: np.array(value, order="C") for name, value in store.kept.items()} if store is not None else {}
+
+
+def restore(store: StateStore | None, states: Feed) -> None:
+    """Keeps a copy of `states`, which `snapshot` gave; nothing where they are empty.
+
+    Raises:
+        DataError: A state is missing, unknown, or not of the dtype and shape that the model takes.
+    """
+    specs = store.specs if store is not None else ()
+    known, hint = [spec.name for spec in specs], "restore what snapshot() gave, of a session on the same model"
+    if not isinstance(states, Mapping):
+        raise DataError(f"restore: got a {type(states).__name__}, expected arrays by state.", hint=hint)
+    values = dict(states)
+    for name in values:
+        if name not in known:
+            raise DataError(
+                f"restore: there is no state '{name}' (states: {', '.join(known) or 'none'}).",
+                hint=did_you_mean(str(name), known, hint),
+            )
+    if values:
+        check_feed(IOSpec(specs, (), {}, batch=None), values)
+    if store is not None:
+        store.kept = {name: np.array(value, order="C") for name, value in values.items()}
 
 
 def _sizes(io: IOSpec, values: Feed) -> dict[str, int]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgemm.errors import BackendError, BundleError, DataError
 from edgemm.runtime import FusionSession, open_session
+from edgemm.runtime.stream import Stream
 
 Bundle = Callable[..., Path]
 
@@ -139,3 +145,144 @@ def test_session_without_states_has_nothing_to_reset(fusion_bundle: Path) -> Non
     session = open_session(fusion_bundle)
     session.reset_state()
     assert session.state == {}
+
+
+def test_a_snapshot_is_gone_on_from_and_is_a_copy(counter: FusionSession) -> None:
+    counter.run({"x": ones(2)})
+    snapshot = counter.snapshot()
+    counter.run({"x": ones(2)})
+    for _ in range(2):
+        counter.restore(snapshot)
+        assert counter.run({"x": ones(2)})["y"].tolist() == [[2, 2], [2, 2]]
+    counter.restore(snapshot)
+    snapshot["h"][:] = 99
+    assert counter.run({"x": ones(2)})["y"].tolist() == [[2, 2], [2, 2]]
+    counter.restore({})
+    assert counter.run({"x": ones(3)})["y"].tolist() == ones(3).tolist()
+
+
+def test_a_snapshot_is_plain_arrays_for_another_process(counter: FusionSession, tmp_path: Path) -> None:
+    counter.run({"x": ones(2)})
+    np.savez(tmp_path / "state.npz", **counter.snapshot())
+    counter.reset_state()
+    with np.load(tmp_path / "state.npz", allow_pickle=False) as states:
+        counter.restore(states)
+    assert counter.run({"x": ones(2)})["y"].tolist() == [[2, 2], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("states", "message", "hint"),
+    [
+        ({"g": np.zeros((1, 1, 2), np.float32)}, "there is no state 'g' .states: h.", "did you mean|restore what"),
+        ({"x": ones(1)}, "there is no state 'x'", "snapshot"),
+        ({"h": np.zeros((1, 1, 2))}, "'h': got dtype float64, expected float32", "astype"),
+        ({"h": np.zeros((2, 1, 2), np.float32)}, r"'h': got shape \(2, 1, 2\)", "axis 0 must be 1"),
+        ({"h": np.zeros((1, 2), np.float32)}, r"'h': got shape \(1, 2\)", "3 axes"),
+        ({"h": None}, "'h' is missing", "feed an array"),
+        ([ones(1)], "restore: got a list, expected arrays by state", "snapshot"),
+    ],
+)
+def test_wrong_states_are_refused_and_change_nothing(
+    counter: FusionSession, states: Any, message: str, hint: str
+) -> None:
+    counter.run({"x": ones(1)})
+    with pytest.raises(DataError, match=message) as caught:
+        counter.restore(states)
+    assert re.search(hint, caught.value.hint)
+    assert counter.run({"x": ones(1)})["y"].tolist() == [[2, 2]]
+
+
+def test_every_state_must_be_there_with_one_batch(make_bundle: Bundle) -> None:
+    text = """g (float[batch,2] x, float[batch,2] a, float[batch,2] b) => (float[batch,2] y, float[batch,2] a_out,
+    float[batch,2] b_out) { a_out = Add(x, a)  b_out = Add(a_out, b)  y = Identity(b_out) }"""
+    session = open_session(make_bundle({"g": text}, states={"a": "a_out", "b": "b_out"}))
+    with pytest.raises(DataError, match="'b' is missing"):
+        session.restore({"a": ones(1)})
+    with pytest.raises(DataError, match=r"'b': axis 0 \('batch'\) is 2, but input 'a' has 1"):
+        session.restore({"a": ones(1), "b": ones(2)})
+    session.restore({"a": ones(1), "b": ones(1)})
+    assert session.run({"x": ones(1)})["y"].tolist() == [[3, 3]]
+
+
+def test_a_model_without_states_has_nothing_to_restore(fusion_bundle: Path) -> None:
+    session = open_session(fusion_bundle)
+    session.restore(session.snapshot())
+    with pytest.raises(DataError, match=r"there is no state 'h' .states: none."):
+        session.restore({"h": ones(1)})
+
+
+def test_a_stream_has_snapshots_of_its_own(counter: FusionSession) -> None:
+    def push(stream: Stream) -> float:
+        stream.push("x", np.ones(2, np.float32))
+        return float(next(stream).outputs["y"][0, 0])
+
+    counter.run({"x": ones(1)})
+    with counter.stream(trigger="x") as one, counter.stream(trigger="x") as other:
+        assert one.snapshot() == {}
+        assert [push(one), push(one)] == [1, 2]
+        snapshot = one.snapshot()
+        assert push(one) == 3
+        other.restore(snapshot)
+        one.restore(snapshot)
+        snapshot["h"][:] = 99
+        assert (push(one), push(other)) == (3, 3)
+        one.restore(counter.snapshot())
+        assert push(one) == 2
+        one.reset_state()
+        assert push(one) == 1
+        with pytest.raises(DataError, match="got dtype float64"):
+            one.restore({"h": np.zeros((1, 1, 2))})
+        assert (push(one), push(other)) == (2, 4)
+    assert counter.run({"x": ones(1)})["y"].tolist() == [[2, 2]]
+
+
+VIEW = "view (float[batch,1] image) => (float[batch,1] i) <float k = {K}> { i = Mul(image, k) }"
+CELL = """cell (float[batch,1] audio, float[batch,1] h) => (float[batch,1] h_out, float[batch,1] a)
+<float k = {K}> { u = Mul(audio, k)  h_out = Add(u, h)  a = Identity(h_out) }"""
+HEAD = "head (float[batch,1] i, float[batch,1] a) => (float[batch,2] y) { y = Concat<axis=1>(i, a) }"
+
+OPERATIONS = (
+    st.tuples(st.just("run"), st.frozensets(st.sampled_from(("image", "audio"))))
+    | st.tuples(st.sampled_from(("reset", "snapshot", "restore")), st.none())
+    | st.tuples(st.just("swap"), st.tuples(st.sampled_from((1, 2, 3)), st.booleans()))
+)
+
+
+@pytest.mark.parametrize("cache", ["content", "marks", "off"])
+def test_whatever_happens_results_are_those_of_the_state_and_the_bundle_of_now(
+    make_bundle: Bundle, tmp_path: Path, cache: Any
+) -> None:
+    bundles = {}
+    for k in (1, 2, 3):
+        texts = {n: t.replace("{K}", f"{{{k}}}") for n, t in (("view", VIEW), ("cell", CELL), ("head", HEAD))}
+        bundles[k] = make_bundle(texts, states={"h": "h_out"}).rename(tmp_path / f"{k}.edgemm")
+
+    @settings(max_examples=25, deadline=None)
+    @given(operations=st.lists(OPERATIONS, min_size=3, max_size=14))
+    def check(operations: list[tuple[str, Any]]) -> None:
+        k, h, kept, saved, numbers = 1, 0.0, 0.0, {}, itertools.count(1)
+        feed = {"image": np.ones((1, 1), np.float32), "audio": np.ones((1, 1), np.float32)}
+        with open_session(bundles[1], cache=cache) as session:
+            session.run(feed)
+            h = 1.0
+            for operation, argument in operations:
+                if operation == "run":
+                    for name in argument:
+                        feed[name] = np.full((1, 1), next(numbers), np.float32)
+                    h += k * float(feed["audio"][0, 0])
+                    got = session.run(feed, changed=argument)["y"][0].tolist()
+                    assert got == [k * float(feed["image"][0, 0]), h]
+                elif operation == "reset":
+                    session.reset_state()
+                    h = 0.0
+                elif operation == "snapshot":
+                    saved, kept = session.snapshot(), h
+                elif operation == "restore":
+                    session.restore(saved)
+                    h = kept
+                else:
+                    k, keep = argument
+                    session.swap(bundles[k], keep_state=keep)
+                    h = h if keep else 0.0
+
+    check()
