@@ -1,9 +1,9 @@
 """What the live histogram adds to a call of a session, in nanoseconds.
 
-    python -m benchmarks.live_latency [--calls 200000] [--rounds 9]
+    python -m benchmarks.live_latency [--calls 1000] [--rounds 400]
 
-A method that does nothing is called with and without `edgemm.runtime.live.counted`, interleaved in rounds of many
-calls; the difference of the fastest rounds is what two clock readings, the wrapper and the histogram cost. The
+A method that does nothing is called with and without `edgemm.runtime.live.counted`, interleaved in short
+rounds; the difference of the fastest rounds is what two clock readings, the wrapper and the histogram cost. The
 limit is 1 µs.
 """
 
@@ -43,8 +43,8 @@ def nanoseconds(call: Callable[[object], object], calls: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=200_000)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=400)
     options = parser.parse_args()
     bare = Bare()
     rounds = [

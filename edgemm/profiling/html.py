@@ -138,8 +138,8 @@ def _budget(report: Mapping[str, Any]) -> str:
         got = row["why"] if row["got"] is None else f"{row['got']:.4g} {row['unit']}"
         mark = "kept" if row["kept"] else "broken" if row["got"] is not None else "not shown"
         kind = "kept" if row["kept"] else "broken"
-        rows.append([escape(row["limit"]), escape(got), f'<span class="{kind}">{mark}</span>'])
-    return _titled("Budget", table(["limit", "got", ""], rows) if rows else "")
+        rows.append([escape(row["limit"]), f'<span class="{kind}">{mark}</span>', escape(got)])
+    return _titled("Budget", table(["limit", "", "got"], rows, long=(2,)) if rows else "")
 
 
 def _distribution(label: str, times: Mapping[str, Any]) -> str:

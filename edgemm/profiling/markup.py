@@ -48,7 +48,8 @@ def table(
         lines.append(f"<tr>{''.join(cells)}</tr>")
     own = f' class="sortable" data-search="{search}-search" data-count="{search}-count"' if search else ""
     titles = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
-    return f'<div class="scroll"><table{own}>{titles}<tbody>{"".join(lines)}</tbody></table></div>'
+    frame = "scroll deep" if search else "scroll"
+    return f'<div class="{frame}"><table{own}>{titles}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def bar(name: str, told: str, style: str, *, critical: bool) -> str:

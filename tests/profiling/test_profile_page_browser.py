@@ -40,7 +40,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(folder: Path, name: str = "digits") -> Path:
     page = folder / "report.html"
     bundle = {"search": search_report(), "modalities": modalities_report(name)}
-    page.write_text(render_page(full_report(name), bundle), encoding="utf-8")
+    report = full_report(name)
+    report["budget"] = [
+        {"limit": "paced.missed<0.1%", "got": 0.5, "unit": "%", "kept": False, "why": None},
+        {"limit": "energy<5mJ", "got": None, "unit": "mJ", "kept": False, "why": "no RAPL in /sys/class/powercap"},
+    ]
+    page.write_text(render_page(report, bundle), encoding="utf-8")
     return page
 
 
@@ -68,7 +73,7 @@ def test_a_request_and_an_error_would_be_seen(browser: Browser, tmp_path: Path) 
 def test_it_fits_the_screen(browser: Browser, tmp_path: Path, pictures: Path, width: int, dark: bool) -> None:
     browser.open(write(tmp_path), width=width, dark=dark)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    outside = """[...document.querySelectorAll("section, .tile, svg, h1, h2, .row")]
+    outside = """[...document.querySelectorAll("section, .tile, svg, h1, h2, .row, .broken")]
         .filter(e => { const r = e.getBoundingClientRect(); return r.left < 0 || r.right > innerWidth + 0.5; })
         .length"""
     assert browser.evaluate(outside) == 0
