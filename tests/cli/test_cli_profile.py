@@ -41,7 +41,7 @@ def test_every_fact_in_json(edgemm_process, fusion_bundle: Path, npz) -> None:
 
 
 def test_text_says_what_few_runs_cannot(edgemm, fusion_bundle: Path) -> None:
-    result = edgemm("profile", fusion_bundle, "--runs", 100)
+    result = edgemm("profile", fusion_bundle, "--runs", 100, "--warmup", 20)
     assert result.code == 0, result.err
     assert "batch 1 · 100 runs after 20 to warm up · back to back · random inputs" in result.out
     lines = {line.split("  ")[0]: line for line in result.out.splitlines()}
@@ -79,7 +79,7 @@ def test_state_is_kept(edgemm, stream_bundle: Path) -> None:
 
 
 def test_growing_state_is_shown_and_can_be_reset(edgemm, cache_bundle: Path) -> None:
-    grown = edgemm("profile", cache_bundle, "--runs", 10, "--json").json
+    grown = edgemm("profile", cache_bundle, "--runs", 10, "--warmup", 20, "--json").json
     assert grown["states"] == {"past": [1, 31, 2]}  # the first call, 20 to warm up, 10 measured
     short = edgemm("profile", cache_bundle, "--runs", 10, "--reset-every", 4, "--json").json
     assert short["states"]["past"][1] <= 4
