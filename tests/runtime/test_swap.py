@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_load import WAIT, Held, begin, ends, waits
+from test_stand_ins import extended
 
+from edgemm.bundle import StandIn
 from edgemm.errors import BackendError, BundleError, BusyError, DataError
 from edgemm.runtime import FusionSession, open_session
 from edgemm.runtime import swap as swapping
@@ -380,6 +382,29 @@ def test_a_stream_runs_every_engine_of_the_new_bundle(session: FusionSession, ma
         result = next(stream)
         assert (result.encoded, result.outputs["used"].tolist()) == (("whole",), [[3, 3, 3]])
         assert list(stream.cache_info().ran) == ["whole"]
+
+
+def test_what_stands_for_a_silent_sensor_is_the_new_bundle_s(make: Make, tmp_path: Path) -> None:
+    bundles = []
+    for k in (1, 2):
+        mean = StandIn("audio", "mean", {"a": float(k)}, "cpu-fp32")
+        bundles.append(extended(make(k), mean).rename(tmp_path / f"mean {k}.edgemm"))
+    with open_session(bundles[0]) as session:
+        stream = session.stream(trigger="image", optional={"audio": "mean"})
+        push_all(stream, "image", 1)
+        assert next(stream).outputs["used"].tolist() == [[1, 1, 1]]
+        session.swap(bundles[1])
+        push_all(stream, "image", 1)
+        result = next(stream)
+        assert (result.encoded, dict(result.filled)) == (("image", "head"), {"audio": "mean"})
+        assert result.outputs["used"].tolist() == [[2, 2, 2]]
+        with pytest.raises(BundleError, match="the bundle holds no 'mean' for 'audio'"):
+            session.swap(make(3))
+        push_all(stream, "image", 1)
+        assert next(stream).outputs["used"].tolist() == [[2, 2, 2]]
+        stream.close()
+        session.swap(make(3))
+        assert used(session) == [3, 3, 3]
 
 
 def test_a_callback_may_swap(session: FusionSession, make: Make) -> None:
