@@ -46,6 +46,7 @@ PACKAGES = (
     Package("openvino", "openvino", "openvino", "2024.4"),
     Package("tensorrt", "tensorrt", "tensorrt", "8.6"),
     Package("tensorrt-rtx-cu12", "tensorrt_rtx", "rtx", "1.4"),
+    Package("mlcommons-loadgen", "mlperf_loadgen", "loadgen", "5"),
     Package("torch", "torch", "convert", "2.9"),
     Package("onnx", "onnx", "convert", "1.19"),
     Package("onnx-ir", "onnx_ir", "convert", "0.1.12"),
@@ -64,6 +65,7 @@ EXTRAS = {
     "openvino": "run and profile bundles on the CPU with OpenVINO, where convert measured it as the faster one",
     "tensorrt": "build and run TensorRT engines",
     "rtx": "build and run TensorRT for RTX engines",
+    "loadgen": "profile under MLPerf's LoadGen",
     "convert": "convert, quantize and inspect models (torch, ONNX)",
 }
 
