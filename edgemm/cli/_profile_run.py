@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -163,7 +164,7 @@ def _dimension(text: str) -> tuple[str, int]:
 
 def _how_long(plan: Plan) -> str:
     """Returns how long the paced mode takes, where that is long."""
-    if not plan.rates or max(plan.rates.values()) <= 0:
+    if not plan.rates or not all(0 < rate < math.inf for rate in plan.rates.values()):
         return ""
     period = 1 / max(plan.rates.values())
     seconds = plan.calls(period) * period

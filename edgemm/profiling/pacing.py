@@ -22,6 +22,9 @@ from edgemm.profiling.times import times_json
 from edgemm.runtime.latency import collector_resting
 from edgemm.tensors import Feed, IOSpec
 
+MOST_HZ = 100_000.0
+"""No sensor is faster, and the record of one would not fit into memory."""
+
 
 class Clock(Protocol):
     """Where pacing takes the time from; a test has its own."""
@@ -75,7 +78,7 @@ def make_schedule(io: IOSpec, rates: Mapping[str, float]) -> Schedule:
     """Returns the arrivals of sensors with these rates; all of them begin at 0.
 
     Raises:
-        DataError: No rate, one that is not positive, or one of no modality of the model.
+        DataError: No rate, one out of range, or one of no modality of the model.
     """
     known = io.modality_names()
     for name, rate in rates.items():
@@ -84,9 +87,10 @@ def make_schedule(io: IOSpec, rates: Mapping[str, float]) -> Schedule:
                 f"--rate {name}={rate:g}: there is no modality '{name}' (modalities: {', '.join(known)}).",
                 hint=did_you_mean(name, known, "`edgemm inspect` shows the modalities"),
             )
-        if not (math.isfinite(rate) and rate > 0):
+        if not 0 < rate <= MOST_HZ:
             raise DataError(
-                f"--rate {name}={rate:g}: expected a number above 0.", hint="it is in samples a second"
+                f"--rate {name}={rate:g}: expected a number above 0 and up to {MOST_HZ:,.0f}.",
+                hint="it is in samples a second",
             )
     if not rates:
         raise DataError("no rates.", hint=f"give one, for example --rate {known[0]}=30")

@@ -139,6 +139,7 @@ def test_real_calls_at_a_real_rate(session: FusionSession, feeds: list[dict[str,
     [
         ({"camra": 30}, "there is no modality 'camra' .modalities: camera, lidar.", "did you mean 'camera'"),
         ({"camera": 0}, "expected a number above 0", "samples a second"),
+        ({"camera": float("inf")}, "expected a number above 0 and up to 100,000", "samples a second"),
         ({"camera": float("nan")}, "expected a number above 0", "samples a second"),
         ({}, "no rates", "--rate camera=30"),
     ],
