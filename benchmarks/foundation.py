@@ -23,21 +23,22 @@ from benchmarks.fixtures import Fixture, build
 from benchmarks.peers.produce import Limits, run_child
 from benchmarks.plain import PlainFloat
 from edgemm.data import make_feed, open_samples
-from edgemm.pipeline.timing import latency_feeds, time_sessions
+from edgemm.pipeline.timing import latency_feeds
 from edgemm.runtime import open_session
 from edgemm.runtime.latency import ratio
+from edgemm.runtime.turns import time_sessions
 
 FOLDER = Path("build/benchmarks")
 
 
-def convert(fixture: Fixture, output: Path) -> tuple[dict[str, Any], float, float]:
+def convert(fixture: Fixture, output: Path, *options: str) -> tuple[dict[str, Any], float, float]:
     """Returns `(what --json prints, seconds, peak memory in MB)` of one conversion by the command line.
 
     Raises:
         RuntimeError: It fails; the message is its last line.
     """
     with tempfile.TemporaryDirectory() as folder:
-        done = run_child(fixture.convert_command(output, "--force"), Path(folder), Limits(1800, 16_000))
+        done = run_child(fixture.convert_command(output, "--force", *options), Path(folder), Limits(1800, 16_000))
         if done.failure is not None:
             raise RuntimeError(done.failure)
         assert done.seconds is not None

@@ -16,9 +16,10 @@ from benchmarks.fixtures import Fixture
 from benchmarks.peers.produce import Produced, Task
 from edgemm.data import open_samples
 from edgemm.metrics import choose_output, collect_labels, collect_outputs, metric, score
-from edgemm.pipeline.timing import latency_feeds, time_sessions
+from edgemm.pipeline.timing import latency_feeds
 from edgemm.runtime import open_session
 from edgemm.runtime.latency import ratio
+from edgemm.runtime.turns import time_sessions
 from edgemm.tensors import Feed, IOSpec
 
 FLOAT = "float"

@@ -262,6 +262,7 @@ def _complete(manifest: Manifest, float_bytes: int, outcome: Outcome, clock: Clo
             "seconds": seconds | {"total": round(sum(clock.seconds.values()), 3)},
             "latency": outcome.latency,
             **({"engines": outcome.engines} if outcome.engines else {}),
+            **({"layouts": outcome.layouts} if outcome.layouts else {}),
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,4 +57,16 @@ def over_budget(recipe: Recipe, accuracy: Mapping[str, Any], split: str, blank: 
     lost = 1 - (accuracy["cosine"] or 0.0)
     if accuracy["metric"] == "agreement" and lost > budget:
         return f"cosine with the float output drops by {lost:.4g} on {where}, budget {budget:.4g}"
+    return None
+
+
+def apart(recipe: Recipe, whole: Judged, staged: Judged) -> str | None:
+    """Objects to two layouts of one model whose outputs differ: in float by more than an export may."""
+    assert whole.parity is not None
+    export, found = recipe.export, whole.parity
+    bound = (export.absolute_tolerance, export.relative_tolerance)
+    exact = all(k.exact for j in (whole, staged) for k in j.proposal.kinds)
+    integer = whole.proposal.integer or staged.proposal.integer
+    if math.isinf(found.max_abs) or (exact and not integer and not found.within(*bound)):
+        return f"one engine and the stages give outputs that are {found.max_abs:.2g} apart"
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle import Variant
+from edgemm.compare import ParityReport
 from edgemm.partition import StageGraph
 from edgemm.pipeline.candidates import TARGET, Candidate
 from edgemm.pipeline.front import front_files
@@ -16,9 +17,10 @@ from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.json_file import json_file
 from edgemm.pipeline.lineup import LineUp
 from edgemm.pipeline.proposals import Proposal
-from edgemm.pipeline.timing import Timing
 from edgemm.quant.plan import FLOAT, INT8, QuantPlan
 from edgemm.recipe import Recipe
+from edgemm.runtime.tuning import Tuning
+from edgemm.runtime.turns import Timing
 
 BASELINE = "baseline"
 """Name of the candidate that is the exported graph, unchanged, in ONNX Runtime."""
@@ -36,6 +38,7 @@ class Outcome:
         notes: What people should know.
         engines: Variant name -> engine -> what is known of its build.
         lint: Variant name -> severity -> number of findings.
+        layouts: Variant that is one engine -> the one with stages: `{variant, parity, whole_ms, staged_ms}`.
     """
 
     variants: tuple[Variant, ...]
@@ -45,6 +48,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     engines: Mapping[str, Any] = field(default_factory=dict)
     lint: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    layouts: Mapping[str, Any] = field(default_factory=dict)
 
     def plus(self, other: Outcome) -> Outcome:
         """Returns what both hold: variants that ship first, refused ones behind them."""
@@ -58,17 +62,31 @@ class Outcome:
             (*self.notes, *other.notes),
             {**self.engines, **other.engines},
             {**self.lint, **other.lint},
+            {**self.layouts, **other.layouts},
         )
 
 
 @dataclass(slots=True)
 class Judged:
-    """A proposal that was built, with its accuracy, its latency and why it may not ship."""
+    """A proposal that was built, with its accuracy, its latency and why it may not ship.
+
+    Attributes:
+        proposal: What was to be built.
+        candidate: What it came to.
+        timings: By name of the candidates that were timed together.
+        objection: Why it may not ship, or None.
+        tuning: What was measured of its schedules.
+        staged: Of one engine for the whole graph: the same with one per stage, which ships with it.
+        parity: How far the outputs of these two are apart.
+    """
 
     proposal: Proposal
     candidate: Candidate
     timings: Mapping[str, Timing] = field(default_factory=dict)
     objection: str | None = None
+    tuning: Tuning | None = None
+    staged: Judged | None = None
+    parity: ParityReport | None = None
 
     @property
     def ms(self) -> float:
@@ -103,12 +121,19 @@ def assemble(
     variants: list[Variant] = []
     files: dict[str, bytes | Path] = {}
     latency: dict[str, Any] = {}
+    layouts: dict[str, Any] = {}
     for number, judged in enumerate(shipped):
         name = f"{target}-{judged.candidate.variant.precision}" + ("-onnxruntime" if number else "")
         candidate = judged.candidate.renamed(name)
-        variants.append(candidate.variant)
+        beside = judged.staged.candidate.renamed(f"{name}-staged") if judged.staged is not None else None
+        variants.append(replace(candidate.variant, reuse=beside.variant.name if beside is not None else ""))
         files |= dict(candidate.files)
         latency |= _latency(judged, lineups, name)
+        if beside is not None and judged.staged is not None:
+            variants.append(beside.variant)
+            files |= dict(beside.files)
+            latency |= _latency(judged.staged, lineups, beside.variant.name)
+            layouts[name] = _layouts(judged, judged.staged, beside.variant.name)
     if refused is not None:
         name = f"{target}-{INT8}"
         variants.append(replace(refused.candidate.variant, name=name).refuse(refused.objection or ""))
@@ -119,7 +144,7 @@ def assemble(
         variants.append(empty.refuse(integers.nothing()))
     if integers is not None:
         files |= _report(recipe, integers, chosen, refused)
-    return Outcome(tuple(variants), files, latency, _precision(stages, chosen))
+    return Outcome(tuple(variants), files, latency, _precision(stages, chosen), layouts=layouts)
 
 
 def _report(recipe: Recipe, integers: Integers, chosen: Judged, refused: Judged | None) -> dict[str, bytes]:
@@ -177,7 +202,16 @@ def _latency(judged: Judged, lineups: Sequence[LineUp], shipped: str) -> dict[st
         "batch": 1,
         "engines": engines,
     }
+    if judged.tuning is not None and judged.tuning.ratios:
+        found["schedules"] = dict(judged.tuning.ratios)
     return {shipped: found}
+
+
+def _layouts(whole: Judged, staged: Judged, name: str) -> dict[str, Any]:
+    """Returns what is known of a variant and the one with an engine per stage beside it."""
+    times = [j.timings[j.candidate.variant.name].ms for j in (whole, staged)]
+    parity = whole.parity.to_json() if whole.parity is not None else None
+    return {"variant": name, "parity": parity, "whole_ms": times[0], "staged_ms": times[1]}
 
 
 def _precision(stages: StageGraph, chosen: Judged) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgemm.pipeline.candidates import Layout
@@ -70,6 +70,23 @@ def float_proposal(lineup: LineUp, accept: Accept, name: str) -> Proposal | None
     return Proposal(name, lineup.layout, tuple(kinds), None, total)
 
 
+def float_proposals(lineups: Sequence[LineUp], *, rounded: bool) -> list[Proposal]:
+    """Returns the model in float on any engines (if `rounded`), on exact ones, and on ONNX Runtime alone.
+
+    Args:
+        lineups: The preferred layout first; another one where that has no such engine.
+        rounded: Whether floats may be rounded to bf16.
+    """
+    found: dict[object, Proposal] = {}
+    for accept in (anything, exact, onnxruntime) if rounded else (exact, onnxruntime):
+        for lineup in lineups:
+            proposal = float_proposal(lineup, accept, f"float-{accept.__name__}-{lineup.layout.name}")
+            if proposal is not None:
+                found.setdefault((proposal.layout.name, proposal.kinds), proposal)
+                break
+    return list(found.values())
+
+
 def integer_proposals(
     lineup: LineUp,
     started: Started,
@@ -130,3 +147,13 @@ def _integer_engine(
     if started is None:
         return None
     return started if accept(started[1]) else lane.best([started[0]], accept)
+
+
+def in_order(proposals: Iterable[Proposal], objective: str) -> list[Proposal]:
+    """Returns the fastest first, the most accurate first for that objective; as they are where none was timed."""
+    found = list(proposals)
+    if objective == "accuracy":
+        return sorted(found, key=lambda p: (p.drop, p.ms))
+    if math.isnan(sum(p.ms for p in found)):
+        return found
+    return sorted(found, key=lambda p: (p.ms, p.drop))

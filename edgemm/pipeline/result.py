@@ -131,6 +131,8 @@ class ConvertResult:
             lines.append(f"latency    unmeasured: it takes a device with {shipped.target}")
         sizes = _sizes(self.manifest.info["float_size_bytes"], shipped.size_bytes)
         lines.append(f"size       {sizes}   ({shipped.name}, {shipped.layout})")
+        beside = self.manifest.measured.get("layouts", {}).get(shipped.name)
+        lines += [_beside_line(beside)] if beside is not None else []
         built = self.manifest.measured.get("engines", {}).get(shipped.name)
         return lines + ([_engines_line(built)] if built else [])
 
@@ -143,6 +145,12 @@ def _blank_line(modality: str, blank: Mapping[str, Any]) -> str:
     finite = blank["cosine"] is not None and blank["max_abs"] is not None
     nan = "" if finite else "; outputs are NaN or inf"
     return f"{'':<10} {_value(blank['float'], share)} → {after}   (drop {drop} with {modality} blank{nan})"
+
+
+def _beside_line(beside: Mapping[str, Any]) -> str:
+    """Returns what runs calls in which something is unchanged."""
+    apart = (beside["parity"] or {}).get("max_abs", 0.0)
+    return f"{'':<10} and {beside['variant']} for what is unchanged   (outputs up to {apart:.1e} apart)"
 
 
 def _engines_line(built: Mapping[str, Mapping[str, Any]]) -> str:

@@ -20,26 +20,22 @@ from edgemm.pipeline.candidates import Candidate, Layout, Workbench
 from edgemm.pipeline.engines import EngineKind, engine_kinds
 from edgemm.pipeline.forms import timed
 from edgemm.pipeline.integers import Integers
-from edgemm.pipeline.lineup import (
-    MARGIN,
-    LineUp,
-    anything,
-    best_lineup,
-    exact,
-    onnxruntime,
-    race_floats,
-)
-from edgemm.pipeline.objections import inaccurate, over_budget, over_limit, too_slow
+from edgemm.pipeline.lineup import MARGIN, LineUp, best_lineup, race_floats
+from edgemm.pipeline.objections import apart, inaccurate, over_budget, over_limit, too_slow
 from edgemm.pipeline.outcome import BASELINE, Judged, Outcome, assemble
+from edgemm.pipeline.pairing import BOTH, compare, partner, pays, worth_trying
 from edgemm.pipeline.progress import Clock, Progress
-from edgemm.pipeline.proposals import Proposal, float_proposal
+from edgemm.pipeline.proposals import Proposal, float_proposals, in_order
 from edgemm.pipeline.race import Track, stage_feeds
+from edgemm.pipeline.schedules import Schedules, scheduled
 from edgemm.pipeline.scoring import Scorer, Scorers, outputs_of, score_float
 from edgemm.pipeline.splits import Splits
-from edgemm.pipeline.timing import Timing, latency_feeds, time_sessions
+from edgemm.pipeline.timing import latency_feeds
 from edgemm.quant.plan import FLOAT, INT8
 from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
+from edgemm.runtime.turns import Timing, time_sessions
+from edgemm.tensors import Feed
 
 if TYPE_CHECKING:
     from edgemm.quant.measure import ChainMeasure
@@ -71,6 +67,10 @@ class Contest:
     _sessions: dict[str, FusionSession] = field(default_factory=dict)
     _scorers: Scorers | None = None
     _search_scorer: Scorer | None = None
+    _schedules: Schedules = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._schedules = Schedules(self.bench, self._feeds, self.timed)
 
     def run(self) -> Outcome:
         """Returns the variants of the bundle.
@@ -100,6 +100,10 @@ class Contest:
         """Whether anything is chosen by time."""
         return timed(self.recipe)
 
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.progress.step("note", text)
+
     # -- what may compete ------------------------------------------------------------------------------------
 
     def _kinds(self) -> tuple[EngineKind, ...]:
@@ -127,8 +131,7 @@ class Contest:
         if self.recipe.quantize.precision == FLOAT:
             return []
         if self.splits.calibration is None or self.splits.search is None:
-            self.notes.append("no calibration samples (--calib): nothing becomes integer")
-            self.progress.step("note", self.notes[-1])
+            self._note("no calibration samples (--calib): nothing becomes integer")
             return []
         self.integers = Integers(
             self.recipe,
@@ -163,17 +166,10 @@ class Contest:
     def _floats(self) -> list[Proposal]:
         """Returns the float proposals: rounded to bf16 somewhere, and exact ones; the last is the surest."""
         chosen = self.integers.lineup if self.integers is not None else None
-        lineup = chosen or best_lineup(self.lineups)
-        found: dict[object, Proposal] = {}
-        for accept in (anything, exact, onnxruntime):
-            if accept is anything and self.splits.evaluation is None:
-                continue  # nothing would tell what rounding costs
-            for layout in (lineup, *self.lineups):
-                proposal = float_proposal(layout, accept, f"float-{accept.__name__}-{layout.layout.name}")
-                if proposal is not None:
-                    found.setdefault((proposal.layout.name, proposal.kinds), proposal)
-                    break
-        return list(found.values())
+        lineups = [chosen or best_lineup(self.lineups), *self.lineups]
+        return float_proposals(
+            lineups, rounded=self.splits.evaluation is not None
+        )  # else what would tell its cost?
 
     def _make_scorers(self) -> None:
         """Makes what scores the evaluation samples, complete and blank, and the search samples."""
@@ -192,12 +188,13 @@ class Contest:
         """Returns what ships, the best integer proposal that does not, and a fallback for other devices."""
         section = self.recipe.quantize
         sure = self._best_float(floats)
-        order = self._order([*points, *(f for f in floats if not all(k.exact for k in f.kinds))])
+        rounded = [f for f in floats if not all(k.exact for k in f.kinds)]
+        order = in_order([*points, *rounded], section.objective)
         held, refused = self._held(order, sure)
         if not held and self.integers is not None and not self.integers.searched:
             points = self.integers.search()
             self._close_tracks()
-            order = self._order(points)
+            order = in_order(points, section.objective)
             held, again = self._held(order, sure)
             refused = refused or again
         chosen = self._fastest(list(held.values()), sure)
@@ -208,8 +205,8 @@ class Contest:
         if chosen is None or (section.objective == "accuracy" and sure.objection is None):
             chosen = sure
         if (missed := over_limit(self.recipe, chosen)) is not None:
-            self.notes.append(f"nothing is fast enough; what ships takes {missed}")
-            self.progress.step("note", self.notes[-1])
+            self._note(f"nothing is fast enough; what ships takes {missed}")
+        chosen = self._paired(self._retuned(chosen), order)
         others = self._fallback(chosen, order, floats, sure)
         if not chosen.timings:  # nothing was chosen by time; what ships is measured all the same
             chosen.timings = self._time([chosen.candidate])
@@ -254,13 +251,6 @@ class Contest:
         best = min(j.ms for j in held)
         return next(j for j in held if j.ms <= MARGIN * best)
 
-    def _order(self, proposals: Sequence[Proposal]) -> list[Proposal]:
-        if self.recipe.quantize.objective == "accuracy":
-            return sorted(proposals, key=lambda p: (p.drop, p.ms))
-        if math.isnan(sum(p.ms for p in proposals)):
-            return list(proposals)
-        return sorted(proposals, key=lambda p: (p.ms, p.drop))
-
     def _best_float(self, floats: Sequence[Proposal]) -> Judged:
         """Returns the fastest exact float variant, timed; the graph as it was exported competes too."""
         exacts = [f for f in floats if all(k.exact for k in f.kinds)]
@@ -297,6 +287,41 @@ class Contest:
         if judged.objection is not None:
             self._leave(judged.candidate)
         return judged
+
+    def _retuned(self, judged: Judged) -> Judged:
+        """Returns what ships with the schedule that is the fastest for it, not for the first of its layout."""
+        candidate = judged.candidate
+        if not self._schedules.known(candidate):
+            self.bench.close_one(self._sessions.pop(candidate.variant.name))
+            tuning = self._schedules.of(candidate, own=True)
+            judged.candidate = self._enter(scheduled(candidate, tuning))
+            judged.timings = self._time([judged.candidate])
+        judged.tuning = self._schedules.of(judged.candidate)
+        return judged
+
+    def _paired(self, chosen: Judged, order: Sequence[Proposal]) -> Judged:
+        """Returns what ships first: with both layouts the one that is one engine, the other in its `staged`."""
+        asked, alone = self.recipe.layout == BOTH, chosen.proposal.layout.name == make.WHOLE
+        if len(self.layouts) < 2 or not (asked or (alone and worth_trying(self.lineups))):
+            return chosen
+        proposal = partner(chosen, order, self.lineups)
+        objection: str | None = "nothing in the other layout is like what ships"
+        if proposal is not None:
+            other = Judged(proposal, self._scored(self._build(proposal)))
+            other.tuning = self._schedules.of(other.candidate)
+            chosen.timings = other.timings = self._time([chosen.candidate, other.candidate])
+            whole, staged = (chosen, other) if alone else (other, chosen)
+            whole.parity = compare(whole, staged, self._sessions, self._feeds())
+            objection = inaccurate(self.recipe, other.candidate.variant.accuracy) or apart(
+                self.recipe, whole, staged
+            )
+            if objection is None and (asked or pays(whole, staged, self.stages)):
+                whole.staged = staged
+                return whole
+            self._leave(other.candidate)
+        if asked:
+            self._note(f"only {chosen.proposal.layout.name} ships, not both layouts: {objection}")
+        return chosen
 
     def _fallback(
         self, chosen: Judged, order: Sequence[Proposal], floats: Sequence[Proposal], sure: Judged
@@ -346,15 +371,18 @@ class Contest:
             return self._candidates[proposal.name]
         with self.clock("build"):
             folder = self.bench.folder
-            return self._enter(make.build(proposal.name, proposal.layout, models, proposal.kinds, folder))
+            candidate = make.build(proposal.name, proposal.layout, models, proposal.kinds, folder)
+            return self._enter(scheduled(candidate, self._schedules.of(candidate)))
+
+    def _feeds(self) -> list[Feed]:
+        samples = self.splits.evaluation if self.splits.evaluation is not None else self.splits.any
+        return latency_feeds(self.bench.io, samples, self.bench.sizes)
 
     def _time(self, candidates: Sequence[Candidate]) -> dict[str, Timing]:
-        samples = self.splits.evaluation if self.splits.evaluation is not None else self.splits.any
-        feeds = latency_feeds(self.bench.io, samples, self.bench.sizes)
         names = list(dict.fromkeys([BASELINE, *(c.variant.name for c in candidates)]))
         self.progress.status("measure", f"{len(names)} variants, interleaved")
         with self.clock("measure"):
-            return time_sessions({n: self._sessions[n] for n in names}, feeds, seconds=SECONDS)
+            return time_sessions({n: self._sessions[n] for n in names}, self._feeds(), seconds=SECONDS)
 
     def _scored(self, candidate: Candidate) -> Candidate:
         if self._scorers is None:

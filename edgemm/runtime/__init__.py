@@ -12,8 +12,10 @@ The backend (onnxruntime) is imported when a session opens.
 
 from __future__ import annotations
 
+from edgemm.bundle import Schedule
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.opening import open_session
 from edgemm.runtime.session import EngineSession, SessionOptions
+from edgemm.runtime.tuning import Tuning, tune
 
-__all__ = ["EngineSession", "FusionSession", "SessionOptions", "open_session"]
+__all__ = ["EngineSession", "FusionSession", "Schedule", "SessionOptions", "Tuning", "open_session", "tune"]

@@ -9,6 +9,10 @@ comes, byte by byte. That is exact, where a digest could collide; it is several 
 rarely does; and it ends at the first difference. The identity of an array says nothing, since apps refill one
 buffer. States are new in every call, so engines behind one always run.
 
+A bundle may have one engine for the whole graph beside those of the stages. It runs the calls in which no stage
+could be reused whatever had been kept, and leaves nothing to reuse. Its results are its own, bit for bit; those of
+calls that the stages run are theirs, bit for bit, reused or not.
+
 One call reads one snapshot and publishes another, so calls of several threads need no lock among themselves.
 """
 
@@ -18,6 +22,7 @@ import itertools
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -25,6 +30,7 @@ import numpy as np
 from edgemm.errors import DataError, did_you_mean
 from edgemm.runtime.cache_gauge import Gauge, comparing_cost, same_bytes
 from edgemm.runtime.chain import Step
+from edgemm.runtime.schedule import Chain
 from edgemm.runtime.stand_ins import Behind
 from edgemm.runtime.state import StateStore
 from edgemm.tensors import IOSpec
@@ -53,6 +59,7 @@ class CacheInfo:
         bytes: Held now: outputs of engines and copies of inputs.
         max_bytes: The most that is held. What does not fit is not kept, and its engine runs every time.
         not_kept: Times that something did not fit.
+        whole: Calls in which everything was new and one engine ran the whole graph; in no other count.
     """
 
     mode: CacheMode
@@ -63,6 +70,7 @@ class CacheInfo:
     bytes: int
     max_bytes: int
     not_kept: int
+    whole: int = 0
 
 
 class _Input(NamedTuple):
@@ -98,8 +106,8 @@ class StageCache:
         lock: Held during calls with marks or states: these follow one another.
     """
 
-    def __init__(self, io: IOSpec, steps: Sequence[Step], mode: CacheMode, max_bytes: int = CACHE_BYTES) -> None:
-        """Keeps outputs of `steps`, at most `max_bytes`. Its states and its lock are its own.
+    def __init__(self, io: IOSpec, chain: Chain, mode: CacheMode, max_bytes: int = CACHE_BYTES) -> None:
+        """Keeps outputs of the engines of `chain`, at most `max_bytes`. Its states and its lock are its own.
 
         Raises:
             DataError: No such mode, or a negative size.
@@ -111,11 +119,12 @@ class StageCache:
         self.reused: tuple[str, ...] = ()
         self.states = StateStore(io) if io.states else None
         self.lock = threading.Lock()
-        self._steps = tuple(steps)
-        self.names = tuple(step.name for step in steps)
+        self._chain = chain
+        self._steps = chain.steps
+        self.names = tuple(step.name for step in chain.steps)
         self._inputs = tuple((i.name, io.modalities.get(i.name)) for i in io.inputs)
         self._state_of = {s.output: s.input for s in io.states}
-        sources = _sources(io, self._steps)
+        self._sources = sources = _sources(io, self._steps)
         self._keepable = tuple(not (found & io.state_inputs) for found in sources)
         results = {o.name for o in io.result_outputs}
         kept = zip(self._steps, self._keepable, strict=True)
@@ -126,7 +135,7 @@ class StageCache:
         self._snapshot = self._empty
         self._versions = itertools.count()
         self._counting = threading.Lock()
-        self._calls = 0
+        self._calls = self._wholes = 0
         self._reused = [0] * len(self._steps)
         self._not_kept = 0
 
@@ -140,6 +149,19 @@ class StageCache:
         if self._snapshot is not self._empty:
             self._snapshot = self._empty
 
+    def follow(self, fresh: StageCache, states: Mapping[str, np.ndarray]) -> None:
+        """Goes on as `fresh`, with `states` kept: the session has the engines of another bundle.
+
+        Args:
+            fresh: A cache over these engines that nobody uses.
+            states: State input -> value; none begin at zeros.
+        """
+        if fresh.states is not None:
+            fresh.states.kept = dict(states)
+        with self.lock, self._counting:
+            stays = ("lock", "_counting")
+            vars(self).update({name: value for name, value in vars(fresh).items() if name not in stays})
+
     def chain(self, values: dict[str, Any], changed: Collection[str] | None, behind: Behind | None = None) -> None:
         """Adds to `values` what the engines give, as running all of them would, and drops what is not needed.
 
@@ -152,29 +174,45 @@ class StageCache:
         if gauge is not None:
             gauge.begin()
         versions, inputs, size = self._seen(old, values, changed)
-        engines: list[_Outputs | None] = []
-        reused, not_kept = [], 0
-        for at, step in enumerate(self._steps):
-            key = tuple([versions[name] for name in step.inputs])
-            outputs = old.engines[at]
-            if outputs is not None and outputs.inputs == key:
-                reused.append(at)
-            else:
-                arrays = self._instead(step, values, behind)
-                if arrays is None:
-                    given = step.given(values)
-                    arrays = tuple(gauge.run(at, given) if gauge is not None else step.run(given))
-                outputs = _Outputs(key, next(self._versions), arrays, sum([a.nbytes for a in arrays]))
-            for name, array in zip(step.outputs, outputs.arrays, strict=True):
-                values[name] = array
-                versions[name] = outputs.version
-            keep = self._keepable[at] and size + outputs.nbytes <= self.max_bytes
-            engines.append(outputs if keep else None)
-            if keep:
-                size += outputs.nbytes
-            else:
-                not_kept += self._keepable[at]
-            for name in step.done:
+        whole = self._chain.whole
+        if whole is not None and gauge is None and not behind and self._all_new(old, inputs):
+            self._chain.run_whole(whole, values)
+            self._publish_whole(_Snapshot(inputs, self._empty.engines, size), whole)
+            return
+        engines: list[_Outputs | None] = [None] * len(self._steps)
+        reused: list[int] = []
+        not_kept = 0
+        steps, lanes = (
+            self._steps,
+            self._chain.lanes if gauge is None else None,
+        )  # measured, engines run by themselves
+        for level in self._chain.levels:
+            made: list[tuple[int, _Outputs]] = []
+            beside: list[tuple[int, tuple[int, ...]]] = []
+            for at in level.steps:
+                key = tuple([versions[name] for name in steps[at].inputs])
+                outputs = old.engines[at]
+                if outputs is not None and outputs.inputs == key:
+                    reused.append(at)
+                elif lanes is None:
+                    outputs = self._give(at, key, values, behind)
+                else:
+                    beside.append((at, key))
+                    continue
+                made.append((at, outputs))
+            if lanes is not None and beside:
+                given = lanes.run([partial(self._give, at, key, values, behind) for at, key in beside])
+                made += zip([at for at, _ in beside], given, strict=True)
+            for at, outputs in made:
+                values.update(zip(steps[at].outputs, outputs.arrays, strict=True))
+                for name in steps[at].outputs:
+                    versions[name] = outputs.version
+                if self._keepable[at] and size + outputs.nbytes <= self.max_bytes:
+                    engines[at] = outputs
+                    size += outputs.nbytes
+                else:
+                    not_kept += self._keepable[at]
+            for name in level.done:
                 del values[name]
         for name in self._copied:
             if isinstance(values[name], np.ndarray):
@@ -183,26 +221,40 @@ class StageCache:
         if gauge is not None and gauge.end():
             self._decide(gauge, inputs)
 
-    def _instead(self, step: Step, values: Mapping[str, Any], behind: Behind | None) -> tuple[Any, ...] | None:
-        """Returns what stands for the outputs of an engine that does not run; its states stay as they are."""
-        if not behind or step.name not in behind:
-            return None
-        outputs = behind[step.name]
-        return tuple([outputs[n] if n in outputs else values[self._state_of[n]] for n in step.outputs])
+    def _all_new(self, old: _Snapshot, inputs: Mapping[str, _Input]) -> bool:
+        """Returns whether no engine could be reused even if the outputs of all were kept."""
+        new = {
+            name for name, modality in self._inputs if modality is None or inputs[name] is not old.inputs.get(name)
+        }
+        return all(found & new for found in self._sources if found)
+
+    def _give(self, at: int, key: tuple[int, ...], values: Mapping[str, Any], behind: Behind | None) -> _Outputs:
+        """Returns what an engine gives for inputs of these versions; it may be called from several threads."""
+        step, gauge = self._steps[at], self._gauge
+        if behind and step.name in behind:  # its states stay as they are
+            instead = behind[step.name]
+            arrays = tuple([instead[n] if n in instead else values[self._state_of[n]] for n in step.outputs])
+        elif gauge is None:
+            arrays = tuple(step.run(step.given(values)))
+        else:
+            arrays = tuple(gauge.run(at, step.given(values)))
+        return _Outputs(key, next(self._versions), arrays, sum([a.nbytes for a in arrays]))
 
     def info(self) -> CacheInfo:
         """Returns what is held and what was done."""
-        names = self.names
-        return CacheInfo(
-            self.mode,
-            self.note,
-            tuple(name for name, _ in self._inputs if name in self._compared),
-            {name: self._calls - reused for name, reused in zip(names, self._reused, strict=True)},
-            dict(zip(names, self._reused, strict=True)),
-            self._snapshot.nbytes,
-            self.max_bytes,
-            self._not_kept,
-        )
+        with self._counting:
+            names, calls = self.names, self._calls - self._wholes
+            return CacheInfo(
+                self.mode,
+                self.note,
+                tuple(name for name, _ in self._inputs if name in self._compared),
+                {name: calls - reused for name, reused in zip(names, self._reused, strict=True)},
+                dict(zip(names, self._reused, strict=True)),
+                self._snapshot.nbytes,
+                self.max_bytes,
+                self._not_kept,
+                self._wholes,
+            )
 
     def _seen(
         self, old: _Snapshot, values: Mapping[str, Any], changed: Collection[str] | None
@@ -242,6 +294,13 @@ class StageCache:
             for at in reused:
                 self._reused[at] += 1
             self._not_kept += not_kept
+
+    def _publish_whole(self, snapshot: _Snapshot, whole: Step) -> None:
+        self._snapshot = snapshot
+        self.ran, self.reused = (whole.name,), ()
+        with self._counting:
+            self._calls += 1
+            self._wholes += 1
 
     def _decide(self, gauge: Gauge, inputs: Mapping[str, _Input]) -> None:
         """Settles which inputs `"auto"` compares."""

@@ -37,7 +37,7 @@ class Step(NamedTuple):
     def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what it reads of `values`, where it can read it."""
         given = {name: values[name] for name in self.inputs}
-        return {name: _fetched(value) for name, value in given.items()} if self.fetches else given
+        return {name: fetched(value) for name, value in given.items()} if self.fetches else given
 
 
 def device_outputs(io: IOSpec, entries: Sequence[EngineEntry]) -> dict[str, frozenset[str]]:
@@ -103,6 +103,15 @@ def make_steps(io: IOSpec, variant: Variant, engines: Sequence[EngineSession]) -
     )
 
 
+def direct_call(
+    steps: Sequence[Step], inputs: Sequence[str], results: tuple[str, ...]
+) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]] | None:
+    """Returns the call of a lone engine that takes the feed and gives the results as they are, else None."""
+    if len(steps) != 1:
+        return None
+    return steps[0].run if set(steps[0].inputs) == set(inputs) and steps[0].outputs == results else None
+
+
 def check_engines(manifest: Manifest, variant: Variant, engines: Sequence[EngineSession]) -> None:
     """Refuses engines whose own signature is not what the manifest says."""
     inputs = {i.name: i for i in manifest.io.inputs}
@@ -160,5 +169,6 @@ def dtype_of(spec: TensorSpec) -> np.dtype[Any]:
         ) from error
 
 
-def _fetched(value: Any) -> Any:
+def fetched(value: Any) -> Any:
+    """Returns an array on the GPU as one on the host, any other as it is."""
     return value.numpy() if isinstance(value, DeviceArray | LentArray) else value

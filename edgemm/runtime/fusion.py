@@ -9,30 +9,32 @@ own stream, and the fusion head's stream waits for them. The host waits once, fo
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from time import monotonic, perf_counter
-from types import TracebackType
+from contextlib import AbstractContextManager
+from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
 from edgemm.bundle import Manifest, StageEntry, Variant
-from edgemm.errors import BackendError, BundleError, DataError
-from edgemm.runtime._cuda.array import DeviceArray, LentArray, on_device
+from edgemm.errors import BackendError
 from edgemm.runtime.cache import CACHE_BYTES, ONE_ENGINE, CacheInfo, CacheMode, StageCache, check_marks, check_mode
-from edgemm.runtime.chain import check_engines, copied, dtype_of, lenders, make_steps, shown
+from edgemm.runtime.chain import check_engines, copied, direct_call, fetched, lenders, make_steps
 from edgemm.runtime.choice import Choice
+from edgemm.runtime.feeds import FeedCheck
+from edgemm.runtime.gate import Gate
+from edgemm.runtime.live import LiveLatency, counted, record_stages, session_report
+from edgemm.runtime.schedule import Chain, Span, seconds_of
 from edgemm.runtime.session import EngineSession
 from edgemm.runtime.stand_ins import Behind, StandIns
-from edgemm.runtime.state import StateStore
-from edgemm.tensors import Feed, IOSpec, check_feed
+from edgemm.runtime.state import StateStore, restore, snapshot
+from edgemm.tensors import Feed, IOSpec
 
 if TYPE_CHECKING:
     from edgemm.runtime.stream import Stream
-
-_MAX_REMEMBERED = 256
-"""How many accepted shape combinations a session remembers."""
 
 
 class FusionSession:
@@ -40,42 +42,54 @@ class FusionSession:
 
     `run` may be called from several threads at once. Without states the calls run side by side. With states they
     run one after the other, each from the state that the one before it left; a call that fails changes nothing.
+    No call sees two bundles: `swap` and `close` wait for the calls under way.
 
     Attributes:
         manifest: What the bundle says; for a bare ONNX file, what could be read from it.
-        variant: The variant that was chosen.
+        variant: The variant that was chosen; of a bundle with both layouts, with reuse, the one with stages.
+        schedule: How its engines share the cores of a CPU.
         choice: What `open_session` chose, and why nothing better; None of a session that was made otherwise.
         stand_ins: What the bundle holds for modalities without a sample.
+        reopen: Opens another bundle as this one was opened, for `swap`; None of a session that was made otherwise.
+        latency: How long the calls of `run`, and of the session's streams, take: a live histogram.
+        stage_latency: The same per engine, of the calls of `run_timed`.
     """
 
-    def __init__(self, manifest: Manifest, variant: Variant, engines: Sequence[EngineSession]) -> None:
+    def __init__(
+        self, manifest: Manifest, variant: Variant, engines: Sequence[EngineSession], chain: Chain | None = None
+    ) -> None:
         """Chains `engines`, one for each of `variant.engines`, in that order. The session closes them.
+
+        `chain` says how they run, None one after the other; what else it runs comes last in `engines`.
 
         Raises:
             BundleError: An engine takes or gives something else than the manifest says.
         """
+        self._gate = Gate(manifest.name)
+        self._streams: WeakSet[Stream] = WeakSet()
+        self.reopen: Callable[..., FusionSession] | None = None
         self.manifest = manifest
         self.variant = variant
         self.choice: Choice | None = None
         self.stand_ins = StandIns(manifest, variant, {})
+        self.latency = LiveLatency()
+        self.stage_latency: dict[str, LiveLatency] = {}
         self._engines = tuple(engines)
-        check_engines(manifest, variant, self._engines)
+        check_engines(manifest, variant, self._engines[: len(variant.engines)])
         io = self._io = manifest.io
         self._results = tuple(o.name for o in io.result_outputs)
         self._passed_through = frozenset(o.name for o in io.outputs) & frozenset(i.name for i in io.inputs)
-        self._steps = make_steps(io, variant, self._engines)
-        self._dtypes = tuple((i.name, dtype_of(i)) for i in io.inputs)
-        self._accepted: dict[tuple[tuple[int, ...], ...], bool] = {}
-        """Shapes that passed `check_feed` -> whether they run in one go, not in chunks."""
+        self._chain = chain or Chain(make_steps(io, variant, self._engines))
+        self._steps, self.schedule = self._chain.steps, self._chain.schedule
         self._states = StateStore(io) if io.states else None
-        self._batch = io.batch if isinstance(io.batch, int) else 0
-        self._batched = tuple(i.name for i in io.inputs if self._batch and i.shape[:1] == (io.batch,))
         self._lock = threading.Lock()
-        self._closed = False
         self._lenders = lenders(self._engines)
+        self._feeds = FeedCheck(io, self._lenders)
         self._cache: StageCache | None = None
         self._cache_bytes = CACHE_BYTES
-        self._direct = self._direct_call()
+        self._cache_mode: CacheMode = "off"
+        alone = self._states is None and not self._passed_through
+        self._direct = direct_call(self._steps, self._feeds.names, self._results) if alone else None
 
     @property
     def io(self) -> IOSpec:
@@ -96,13 +110,24 @@ class FusionSession:
     def state(self) -> dict[str, np.ndarray]:
         """A copy of the kept states by input name; empty before the first call and after a reset."""
         with self._lock:
-            return {name: np.array(value) for name, value in self._states.kept.items()} if self._states else {}
+            return snapshot(self._states)
 
     def reset_state(self) -> None:
         """Forgets the kept states: the next call starts from zeros. Without states it does nothing."""
+        self.restore({})
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Returns `state`, to go on from with `restore`, here or in another session on the same model."""
+        return self.state
+
+    def restore(self, states: Feed) -> None:
+        """Goes on from states that `snapshot` gave, by copy; from zeros where it is empty.
+
+        Raises:
+            DataError: A state is missing, unknown, or not of the dtype and shape that the model takes.
+        """
         with self._lock:
-            if self._states:
-                self._states.kept = {}
+            restore(self._states, states)
 
     def use_cache(self, mode: CacheMode, max_bytes: int = CACHE_BYTES) -> None:
         """Sets what `run` and streams that begin later may reuse, and forgets what `run` could.
@@ -117,25 +142,30 @@ class FusionSession:
             DataError: No such mode, or a negative size.
         """
         check_mode(mode, max_bytes)
-        self._cache_bytes = 0 if mode == "off" else max_bytes
-        if mode == "off" or len(self._steps) == 1:
-            self._cache = None
-            return
-        cache = self.new_cache(mode)
-        cache.states, cache.lock = self._states, self._lock
-        self._cache = cache
+        with self._gate.entered(in_turn=False):
+            self._cache_mode, self._cache_bytes = mode, 0 if mode == "off" else max_bytes
+            cache = self.new_cache(mode) if mode != "off" and len(self._steps) > 1 else None
+            if cache is not None:
+                cache.states, cache.lock = self._states, self._lock
+            self._cache = cache
 
     def cache_info(self) -> CacheInfo:
         """Returns what is kept of earlier calls, how often it was reused, and why nothing is if so."""
-        if self._cache is not None:
-            return self._cache.info()
+        if (cache := self._cache) is not None:
+            return cache.info()
         return CacheInfo("off", ONE_ENGINE if len(self._steps) == 1 else "", (), {}, {}, 0, 0, 0)
 
+    def report(self) -> dict[str, Any]:
+        """Returns calls, percentiles, what ran and was reused per engine, and the cache, as plain JSON values."""
+        return session_report(self)
+
+    @counted
     def run(self, feed: Feed, changed: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Returns the result outputs by name; states are kept, not returned.
 
         An engine runs if what it reads is not what it was in the call before: see `open_session`. The outputs are
-        bit for bit those of running every engine.
+        bit for bit those of running every stage; a bundle with both layouts has one engine for calls in which
+        everything is new, whose outputs were found to differ as little as `manifest.measured["layouts"]` says.
 
         A state given in `feed` is used instead of the kept one. A model with a fixed batch of N takes any number
         of samples: they run in chunks of N, the last one filled up with its last sample.
@@ -152,18 +182,28 @@ class FusionSession:
                 size, or a mark on no modality.
             BackendError: An engine failed.
             BundleError: The session is closed.
+            BusyError: Too many calls are under way; see `limit_calls`.
         """
-        direct = self._direct
-        if direct is not None and type(feed) is dict and self._recognise(feed):
+        gate, call = self._gate, object()
+        try:
+            gate.calls.add(call)
+            if gate.attended:
+                gate.stop(call)
+            direct = self._direct
+            if direct is not None and type(feed) is dict and self._feeds.recognise(feed):
+                if changed is not None:
+                    check_marks(self._io, changed)
+                return dict(zip(self._results, direct(feed), strict=True))
             if changed is not None:
                 check_marks(self._io, changed)
-            return dict(zip(self._results, direct(feed), strict=True))
-        if changed is not None:
-            check_marks(self._io, changed)
-        cache = self._cache
-        if cache is not None and (cache.active or changed is not None):
-            return self.run_cached(cache, feed, changed)
-        return self._run(feed, None)
+            cache = self._cache
+            if cache is not None and (cache.active or changed is not None):
+                return self._run_cached(cache, feed, changed)
+            return self._run(feed, None)
+        finally:
+            gate.calls.discard(call)
+            if gate.attended:
+                gate.left()
 
     def run_timed(self, feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Returns what `run` returns, and the seconds that each engine took, by engine name. Every engine runs.
@@ -171,8 +211,19 @@ class FusionSession:
         Raises:
             EdgemmError: As `run`.
         """
-        seconds = {step.name: 0.0 for step in self._steps}
-        return self._run(feed, seconds), seconds
+        outputs, spans = self.run_spans(feed)
+        record_stages(self.stage_latency, seconds := seconds_of(self._steps, spans))
+        return outputs, seconds
+
+    def run_spans(self, feed: Feed) -> tuple[dict[str, np.ndarray], list[Span]]:
+        """Returns what `run` returns, and when each engine ran: those that run at the same time overlap.
+
+        Raises:
+            EdgemmError: As `run`.
+        """
+        with self._gate.entered():
+            spans: list[Span] = []
+            return self._run(feed, spans), spans
 
     def run_on_device(self, feed: Feed) -> dict[str, Any]:
         """Returns the result outputs as arrays on the GPU (`edgemm.runtime.cuda.DeviceArray`), without waiting.
@@ -186,35 +237,72 @@ class FusionSession:
             EdgemmError: As `run`.
             BackendError: No engine of this session is on a GPU.
         """
-        if not any(step.run_on_device for step in self._steps):
-            raise BackendError(
-                f"the variant '{self.variant.name}' runs on the CPU: nothing of it is on a GPU.",
-                hint="call run(), or open a variant for an NVIDIA target",
-            )
-        return self._run(feed, None, stay=True)
+        with self._gate.entered():
+            if not any(step.run_on_device for step in self._steps):
+                raise BackendError(
+                    f"the variant '{self.variant.name}' runs on the CPU: nothing of it is on a GPU.",
+                    hint="call run(), or open a variant for an NVIDIA target",
+                )
+            return self._run(feed, None, stay=True)
 
     def stream(self, *, clock: Callable[[], float] = monotonic, **policy: Any) -> Stream:
         """Returns a stream: sensors push samples into it, and sets of samples run through this session.
 
         Args:
             clock: Seconds since anything; a test may set it.
-            **policy: Fields of `edgemm.runtime.stream_policy.StreamPolicy`: `trigger`, `optional`, `window`,
-                `max_age`, `offset`, `timeout`, `queue`, `drop`, `reject_nan`, in the place of what the
-                recipe said. Without it they are the policy's own defaults.
+            **policy: Fields of `edgemm.runtime.stream_policy.StreamPolicy`, in the place of what the recipe said.
 
         Raises:
-            DataError: The policy does not fit the model.
-            BundleError: It asks for a fill that the bundle does not hold.
+            EdgemmError: The policy does not fit the model, or asks for a fill that the bundle does not hold.
         """
         from edgemm.runtime.stream import Stream
         from edgemm.runtime.stream_policy import policy_of
 
-        return Stream(self, policy_of(self.manifest.stream, policy), clock)
+        with self._gate.entered(in_turn=False):
+            stream = Stream(self, policy_of(self.manifest.stream, policy), clock)
+            self._streams.add(stream)
+        return stream
+
+    def limit_calls(self, max_in_flight: int | None, max_wait: float | None = None) -> None:
+        """Sets how many calls may be under way at once (None: any number), sets of streams among them.
+
+        One more waits for its turn, `max_wait` seconds at most: then it raises `BusyError`, with 0 at once.
+
+        Raises:
+            DataError: A number out of range.
+        """
+        self._gate.limit(max_in_flight, max_wait)
+
+    def swap(
+        self, path: str | os.PathLike[str], feed: Feed | None = None, *, keep_state: bool = False, **opening: Any
+    ) -> None:
+        """Goes on with another bundle of the same signature, from one call to the next.
+
+        It is opened, run and checked while the old one serves calls; on any failure nothing has changed. What was
+        kept for reuse is dropped, and states, those of streams too, begin at zeros: no result mixes two bundles.
+
+        Args:
+            path: Of the bundle or ONNX file.
+            feed: What the new engines must give finite results for; None takes random numbers.
+            keep_state: Whether states go on, for a model that reads those of the old one.
+            **opening: Arguments of `open_session` in the place of those that the session was opened with.
+
+        Raises:
+            EdgemmError: As `open_session`; other inputs, outputs or states (`BundleError`); a run that fails or
+                gives what is not finite (`BackendError`); a call under way that does not end (`BusyError`).
+        """
+        from edgemm.runtime.swap import swap
+
+        swap(self, path, feed, keep_state=keep_state, opening=opening)
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Returns a block in which the session keeps its bundle: for `run_cached`; `run` has one of its own."""
+        return self._gate.entered()
 
     def close(self) -> None:
-        """Frees the engines; a second call does nothing. Calls under way in other threads may fail."""
-        self._closed = True
-        self._direct = None
+        """Waits for the calls under way and frees the engines; a second call does nothing. Later calls fail."""
+        self._gate.close()
+        self._chain.close()
         for engine in self._engines:
             engine.close()
 
@@ -222,9 +310,7 @@ class FusionSession:
         """Returns the session itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Closes the session."""
         self.close()
 
@@ -232,32 +318,28 @@ class FusionSession:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.io.feed_inputs, self.io.result_outputs))
         return f"<FusionSession {self.manifest.name} ({self.variant.name}): {inputs} -> {outputs}>"
 
-    def _run(self, feed: Feed, seconds: dict[str, float] | None, *, stay: bool = False) -> dict[str, np.ndarray]:
-        if self._closed:
-            raise BundleError(f"the session on '{self.manifest.name}' is closed.", hint="open it again")
-        if type(feed) is not dict and not isinstance(feed, Mapping):
-            check_feed(self._io, feed)  # says that it is no mapping
+    def _run(self, feed: Feed, spans: list[Span] | None, *, stay: bool = False) -> dict[str, np.ndarray]:
         if self._cache is not None:
             self._cache.forget()  # marks are about the call before
-        if self._lenders:
-            feed = self._lent(feed)
+        feed = self._feeds.lent(feed)
         if self._states is not None:
             with self._lock:
-                values = self._states.complete(feed, self._check)
-                self._chain(values, seconds, stay=stay)
+                values = self._states.complete(feed, self._feeds.check)
+                self._chain.run(values, spans, stay=stay)
                 self._states.keep(values)
                 return self._take(values, stay=stay)
-        self._check(feed)
-        if not self._in_one_go(feed):
-            return self._run_chunks(feed, seconds, stay=stay)
+        self._feeds.check(feed)
+        if not self._feeds.in_one_go(feed):
+            return self._run_chunks(feed, spans, stay=stay)
         values = dict(feed)
-        self._chain(values, seconds, stay=stay)
+        self._chain.run(values, spans, stay=stay)
         return self._take(values, stay=stay)
 
     def new_cache(self, mode: CacheMode) -> StageCache:
         """Returns a cache for `run_cached`, with states of its own, that holds as much as this session's may."""
-        return StageCache(self._io, self._steps, mode, self._cache_bytes)
+        return StageCache(self._io, self._chain, mode, self._cache_bytes)
 
+    @counted
     def run_cached(
         self, cache: StageCache, feed: Feed, changed: Collection[str] | None, behind: Behind | None = None
     ) -> dict[str, np.ndarray]:
@@ -272,8 +354,11 @@ class FusionSession:
         Raises:
             EdgemmError: As `run`.
         """
-        if self._closed or not isinstance(feed, Mapping):
-            return self._run(feed, None)  # which says so
+        return self._run_cached(cache, feed, changed, behind)
+
+    def _run_cached(
+        self, cache: StageCache, feed: Feed, changed: Collection[str] | None, behind: Behind | None = None
+    ) -> dict[str, np.ndarray]:
         if changed is None and cache.states is None:
             return self._reuse(cache, feed, None, behind)
         with cache.lock:
@@ -286,129 +371,30 @@ class FusionSession:
     def _reuse(
         self, cache: StageCache, feed: Feed, changed: Collection[str] | None, behind: Behind | None
     ) -> dict[str, np.ndarray]:
-        if self._lenders:
-            feed = self._lent(feed)
+        feed = self._feeds.lent(feed)
         if cache.states is not None:
-            values = cache.states.complete(feed, self._check)
+            values = cache.states.complete(feed, self._feeds.check)
             cache.chain(values, changed, behind)
             cache.states.keep(values)
             return self._take(values)
-        self._check(feed)
-        if not behind and not self._in_one_go(feed):
+        self._feeds.check(feed)
+        if not behind and not self._feeds.in_one_go(feed):
             cache.forget()
             return self._run_chunks(feed, None, stay=False)
         values = dict(feed)
         cache.chain(values, changed, behind)
         return self._take(values)
 
-    def _lent(self, feed: Feed) -> Feed:
-        """Returns `feed` with arrays of other libraries on a GPU as ones that engines read in the right order."""
-        lent: dict[str, Any] = {
-            name: self._lenders[name](name, value)
-            for name, value in feed.items()
-            if name in self._lenders and type(value) is not np.ndarray and on_device(value)
-            if not isinstance(value, DeviceArray | LentArray)
-        }
-        return {**feed, **lent} if lent else feed
-
-    def _check(self, feed: Feed) -> None:
-        """Checks `feed` as `check_feed` does, quickly where the same shapes were accepted before."""
-        if self._recognise(feed) is not None:
-            return
-        if self._lenders:
-            feed = {name: shown(value) for name, value in feed.items()}
-        check_feed(self._io, feed)
-        if len(feed) < len(self._dtypes):
-            return  # a state was left out
-        if len(self._accepted) >= _MAX_REMEMBERED:
-            self._accepted.clear()
-        self._accepted[tuple([feed[name].shape for name, _ in self._dtypes])] = self._in_one_go(feed)
-
-    def _recognise(self, feed: Feed) -> bool | None:
-        """Returns whether `feed` runs in one go, or None when it is not known to be right."""
-        if len(feed) != len(self._dtypes):
-            return None
-        shapes = []
-        for name, dtype in self._dtypes:
-            array = feed.get(name)
-            if type(array) is not np.ndarray or array.dtype != dtype or not array.flags.c_contiguous:
-                return None
-            shapes.append(array.shape)
-        return self._accepted.get(tuple(shapes))
-
-    def _in_one_go(self, feed: Feed) -> bool:
-        return not self._batched or feed[self._batched[0]].shape[0] == self._batch
-
-    def _direct_call(self) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]] | None:
-        """Returns the call of a lone engine that takes the feed and gives the results as they are, else None."""
-        if len(self._steps) != 1 or self._states is not None or self._passed_through:
-            return None
-        (step,) = self._steps
-        whole = set(step.inputs) == {name for name, _ in self._dtypes} and step.outputs == self._results
-        return step.run if whole else None
-
-    def _chain(self, values: dict[str, Any], seconds: dict[str, float] | None, *, stay: bool = False) -> None:
-        """Runs every engine over `values`, adds what they give and drops what is no longer needed."""
-        for step in self._steps:
-            given = step.given(values)
-            call = step.run_on_device if stay and step.run_on_device is not None else step.run
-            if seconds is None:
-                results = call(given)
-            else:
-                start = perf_counter()
-                results = call(given)
-                if step.wait is not None:
-                    step.wait()
-                seconds[step.name] += perf_counter() - start
-            values.update(zip(step.outputs, results, strict=True))
-            for name in step.done:
-                del values[name]
-
     def _take(self, values: Mapping[str, Any], *, stay: bool = False) -> dict[str, np.ndarray]:
         if self._passed_through:
             values = {n: copied(values[n]) if n in self._passed_through else values[n] for n in self._results}
         if self._lenders and not stay:
-            return {
-                n: values[n].numpy() if isinstance(values[n], DeviceArray) else values[n] for n in self._results
-            }
+            return {name: fetched(values[name]) for name in self._results}
         return {name: values[name] for name in self._results}
 
-    def _run_chunks(self, feed: Feed, seconds: dict[str, float] | None, *, stay: bool) -> dict[str, np.ndarray]:
-        """Runs a feed of any number of samples on a model with a fixed batch."""
-        size = self._batch
-        samples = feed[self._batched[0]].shape[0]
-        self._check_chunks(samples)
-        if stay or any(isinstance(value, DeviceArray | LentArray) for value in feed.values()):
-            raise DataError(
-                f"got {samples} samples; on the GPU, a model with a fixed batch takes exactly {size}.",
-                hint=f"give {size} samples at a time, or numpy arrays to run()",
-            )
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._results}
-        for start in range(0, samples, size):
-            values = dict(feed)
-            for name in self._batched:
-                values[name] = _filled(feed[name][start : start + size], size)
-            self._chain(values, seconds)
-            for name, value in self._take(values).items():
-                parts[name].append(value)
-        return {name: np.concatenate(values)[:samples] for name, values in parts.items()}
+    def _run_chunks(self, feed: Feed, spans: list[Span] | None, *, stay: bool) -> dict[str, np.ndarray]:
+        def run(values: dict[str, Any]) -> dict[str, np.ndarray]:
+            self._chain.run(values, spans)
+            return self._take(values)
 
-    def _check_chunks(self, samples: int) -> None:
-        if samples == 0:
-            raise DataError(
-                f"input '{self._batched[0]}': got no samples, the model takes {self._batch} at a time.",
-                hint="feed at least one sample",
-            )
-        for spec in self._io.result_outputs:
-            if spec.shape[:1] != (self._batch,):
-                raise DataError(
-                    f"got {samples} samples, but the model has a fixed batch of {self._batch} and its output "
-                    f"'{spec.name}' {list(spec.shape)} is not one row per sample.",
-                    hint=f"feed {self._batch} samples at a time, or convert the model with a dynamic batch",
-                )
-
-
-def _filled(part: np.ndarray, size: int) -> np.ndarray:
-    """Returns `part` with its last row repeated until it has `size` rows."""
-    lacking = size - part.shape[0]
-    return np.concatenate([part, np.repeat(part[-1:], lacking, axis=0)]) if lacking else part
+        return self._feeds.run_chunks(feed, run, stay=stay)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from edgemm.bundle import CACHE, EngineEntry, Manifest, Variant, read_manifest, verify
+from edgemm.bundle import CACHE, EngineEntry, Manifest, Schedule, Variant, read_manifest, verify
 from edgemm.errors import BackendError, BundleError, EdgemmError, MissingExtraError, UnsupportedDeviceError
 from edgemm.runtime import cuda
 from edgemm.runtime._trt.built import built_engines
 from edgemm.runtime._trt.engines import Gpu
 from edgemm.runtime.bare import describe_onnx, is_engine_file
 from edgemm.runtime.cache import CACHE_BYTES, CacheMode, check_mode
-from edgemm.runtime.chain import device_outputs
+from edgemm.runtime.chain import ON_DEVICE, check_engines, device_outputs, make_steps
 from edgemm.runtime.choice import (
     AUTO,
     ON_CPU,
@@ -30,7 +32,9 @@ from edgemm.runtime.choice import (
     nothing_runs,
 )
 from edgemm.runtime.fusion import FusionSession
+from edgemm.runtime.gate import check_limit
 from edgemm.runtime.registry import session_class
+from edgemm.runtime.schedule import SEQUENTIAL, Chain, divide, kept_schedule, open_lanes
 from edgemm.runtime.session import EngineSession, SessionOptions
 from edgemm.runtime.stand_ins import load_stand_ins
 
@@ -51,6 +55,7 @@ def open_session(
     build: bool = False,
     cache: CacheMode = "auto",
     cache_bytes: int = CACHE_BYTES,
+    max_in_flight: int | None = None,
     options: SessionOptions | None = None,
 ) -> FusionSession:
     """Returns a session on a bundle, a bare ONNX file, or a TensorRT engine with its sidecar.
@@ -78,12 +83,14 @@ def open_session(
             which the first calls measure. `"marks"`: `run(feed, changed=...)` says so. `"off"`: nothing, every
             engine runs. What is reused is exact in every mode. Of a model that is one engine, nothing can be.
         cache_bytes: The most that is held for it; see `FusionSession.cache_info`.
+        max_in_flight: How many calls may be under way at once; one more waits for its turn. None sets no limit.
+            See `FusionSession.limit_calls`.
         options: What else engines are opened with: which GPU, CUDA graphs, weight streaming. Spinning, the cache's
             folder and what stays on the GPU are decided here.
 
     Raises:
         BundleError: No such bundle, a damaged or unsafe one, or one without such a target or variant.
-        DataError: No such `cache`.
+        DataError: No such `cache`, or a limit below 1.
         BackendError: An engine does not open on this device.
         UnsupportedDeviceError: This machine lacks what every candidate asks for.
         MissingExtraError: No backend of the candidates is installed.
@@ -91,17 +98,24 @@ def open_session(
     if threads is not None and threads < 0:
         raise BackendError(f"threads: got {threads}, expected 0 or more.", hint="0 lets the backend decide")
     check_mode(cache, cache_bytes)
+    check_limit(max_in_flight)
     path = Path(path)
     given = options or SessionOptions()
     given = replace(given, threads=given.threads if threads is None else threads)
-    session = _open(path, target, given, variant, build=build)
+    session = _open(path, target, given, variant, build=build, reuse=cache != "off")
     session.use_cache(cache, cache_bytes)
+    session.limit_calls(max_in_flight)
+    session.reopen = partial(
+        open_session, target=target, threads=threads, variant=variant, build=build, options=options
+    )
     if cache in ("content", "marks") and (note := session.cache_info().note):
         _log.warning("%s: cache='%s' does nothing: %s", path, cache, note)
     return session
 
 
-def _open(path: Path, target: str, options: SessionOptions, variant: str | None, *, build: bool) -> FusionSession:
+def _open(
+    path: Path, target: str, options: SessionOptions, variant: str | None, *, build: bool, reuse: bool
+) -> FusionSession:
     if path.is_file():
         open_file = _open_engine if is_engine_file(path) else _open_onnx
         return open_file(path, target, replace(options, spinning=True))
@@ -112,7 +126,7 @@ def _open(path: Path, target: str, options: SessionOptions, variant: str | None,
     gpu = _GpuAtHand(options.device)
     for candidate in queue:
         try:
-            session = _open_candidate(path, manifest, candidate, options, gpu)
+            session = _open_candidate(path, manifest, candidate, options, gpu, reuse=reuse)
         except EdgemmError as error:
             if not _may_go_on(candidate, error):
                 raise
@@ -141,7 +155,9 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant, threads: in
         MissingExtraError: The backend of the variant is not installed.
     """
     options = SessionOptions(threads=threads)
-    return _open_candidate(folder, manifest, Candidate(variant, variant.backend), options, _GpuAtHand())
+    return _open_candidate(
+        folder, manifest, Candidate(variant, variant.backend), options, _GpuAtHand(), reuse=False
+    )
 
 
 class _GpuAtHand:
@@ -169,10 +185,15 @@ class _GpuAtHand:
 
 
 def _open_candidate(
-    folder: Path, manifest: Manifest, candidate: Candidate, options: SessionOptions, gpu: _GpuAtHand
+    folder: Path,
+    manifest: Manifest,
+    candidate: Candidate,
+    options: SessionOptions,
+    gpu: _GpuAtHand,
+    *,
+    reuse: bool,
 ) -> FusionSession:
     variant, files = candidate.variant, {}
-    stand_ins = load_stand_ins(folder, manifest, variant)
     if candidate.needs_gpu:
         found = gpu()
         if candidate.build:
@@ -189,8 +210,13 @@ def _open_candidate(
     engines = tuple(
         replace(e, file=files.get(e.name, e.file), backend=_backend_of(e, candidate)) for e in variant.engines
     )
-    session = _chain(manifest, variant, _open_engines(folder, manifest, engines, options))
-    session.stand_ins = stand_ins
+    stages = next((v for v in manifest.shipped if v.name == variant.reuse), None) if reuse else None
+    if stages is None:
+        session = _open_chain(folder, manifest, variant, engines, options)
+    else:
+        session = _open_chain(folder, manifest, stages, stages.engines, options, whole=variant)
+        engines = (*stages.engines, *engines)
+    session.stand_ins = load_stand_ins(folder, manifest, session.variant)
     opened = tuple(e.file for e in engines)
     session.choice = Choice(variant.name, candidate.backend, candidate.build, opened)
     return session
@@ -221,30 +247,58 @@ def _passed_over(failed: Sequence[tuple[Candidate, EdgemmError]]) -> tuple[Passe
     return tuple(PassedOver(c.variant.name, c.backend, str(error), error.hint) for c, error in failed)
 
 
-def _chain(manifest: Manifest, variant: Variant, engines: list[EngineSession]) -> FusionSession:
-    try:
-        return FusionSession(manifest, variant, engines)
-    except BaseException:
-        for engine in engines:
-            engine.close()
-        raise
+def _open_chain(
+    folder: Path,
+    manifest: Manifest,
+    variant: Variant,
+    entries: Sequence[EngineEntry],
+    options: SessionOptions,
+    whole: Variant | None = None,
+) -> FusionSession:
+    """Returns a session on `entries`, the engines of `variant`; `whole` runs calls in which everything is new."""
+    kept = kept_schedule(folder, variant.name) if len(entries) > 1 and options.schedule is None else None
+    schedule = options.schedule or kept or variant.schedule or SEQUENTIAL
+    on_gpu = any(e.backend in ON_DEVICE for e in entries)
+    lanes = None if on_gpu else open_lanes(schedule, entries, options.threads)
+    if lanes is None:
+        schedule = replace(schedule, order="sequential")
+    beside = () if whole is None else whole.engines
+    engines = _open_engines(folder, manifest, (*entries, *beside), options, schedule)
+    with _given_back(engines):
+        own, others = engines[: len(entries)], engines[len(entries) :]
+        step = None
+        if whole is not None:
+            check_engines(manifest, whole, others)
+            (step,) = make_steps(manifest.io, whole, others)
+        chain = Chain(make_steps(manifest.io, variant, own), lanes, step, schedule)
+        return FusionSession(manifest, variant, engines, chain)
 
 
 def _open_engines(
-    folder: Path, manifest: Manifest, entries: Sequence[EngineEntry], options: SessionOptions
+    folder: Path, manifest: Manifest, entries: Sequence[EngineEntry], options: SessionOptions, schedule: Schedule
 ) -> list[EngineSession]:
-    base = replace(options, spinning=len(entries) == 1, cache=folder / CACHE)
+    spinning = len(entries) == 1 or schedule.idle == "spin"
+    base = replace(options, spinning=spinning, cache=folder / CACHE)
+    threads = divide(schedule, [e for e in entries if len(e.stages) == 1], options.threads)
     kept = device_outputs(manifest.io, entries)
     engines: list[EngineSession] = []
-    try:
+    with _given_back(engines):
         for entry in entries:
-            asked = replace(base.for_engine(entry.options), device_outputs=kept.get(entry.name, frozenset()))
+            given = replace(base, threads=threads.get(entry.name, options.threads))
+            asked = replace(given.for_engine(entry.options), device_outputs=kept.get(entry.name, frozenset()))
             engines.append(session_class(entry.backend)(folder / entry.file, asked))
+    return engines
+
+
+@contextmanager
+def _given_back(engines: Sequence[EngineSession]) -> Iterator[None]:
+    """Closes the engines if anything fails."""
+    try:
+        yield
     except BaseException:
         for engine in engines:
             engine.close()
         raise
-    return engines
 
 
 def _open_onnx(file: Path, target: str, options: SessionOptions) -> FusionSession:
@@ -272,6 +326,7 @@ def _open_engine(file: Path, target: str, options: SessionOptions) -> FusionSess
 def _alone(file: Path, manifest: Manifest, engine: EngineSession) -> FusionSession:
     """Returns a session on one file without a bundle."""
     (variant,) = manifest.variants
-    session = _chain(manifest, variant, [engine])
+    with _given_back([engine]):
+        session = FusionSession(manifest, variant, [engine])
     session.choice = Choice(variant.name, variant.backend, built=False, engines=(file.name,))
     return session

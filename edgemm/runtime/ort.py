@@ -1,4 +1,9 @@
-"""Runs an ONNX engine on ONNX Runtime's CPU execution provider. onnxruntime is imported when one opens."""
+"""Runs an ONNX engine on ONNX Runtime's CPU execution provider. onnxruntime is imported when one opens.
+
+Arrays go from engine to engine as numpy has them. Buffers that are allocated once and bound (IOBinding) were
+measured to gain nothing at any size on a CPU, and would have to be guarded: an app keeps its results as long as
+it likes.
+"""
 
 from __future__ import annotations
 

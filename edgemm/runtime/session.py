@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edgemm.bundle import Schedule
 from edgemm.tensors import TensorSpec
 
 
@@ -36,6 +37,8 @@ class SessionOptions:
         plan: `EngineEntry.options` of the engine: optimization profiles, precisions, options of the builder.
         optimize: Whether ONNX Runtime may rewrite the graph. Not one that was planned for TensorRT: it would move
             Q/DQ and casts, and give other answers.
+        schedule: How the engines of a variant share the cores of a CPU; None is what was measured (see
+            `edgemm.runtime.tune`), on this machine or at the conversion. It decides about `spinning`, too.
     """
 
     threads: int = 0
@@ -50,6 +53,7 @@ class SessionOptions:
     cache: Path | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
     optimize: bool = True
+    schedule: Schedule | None = None
 
     def for_engine(self, options: Mapping[str, Any]) -> SessionOptions:
         """Returns these options with an engine's own in a bundle.

@@ -15,13 +15,14 @@ from click.testing import CliRunner
 
 from edgemm.cli import cli
 from edgemm.errors import BackendError, QuantizationError
-from edgemm.pipeline import ConvertResult, timing
+from edgemm.pipeline import ConvertResult
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.proposals import Proposal
 from edgemm.pipeline.race import Track
 from edgemm.quant.measure import ChainMeasure
 from edgemm.runtime import open_session
+from edgemm.runtime import turns as timing
 from edgemm.runtime.latency import Latencies
 from edgemm.runtime.openvino import capabilities
 

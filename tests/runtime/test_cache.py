@@ -17,6 +17,7 @@ from edgemm.errors import BackendError, DataError
 from edgemm.runtime import FusionSession, open_session
 from edgemm.runtime.cache import ONE_ENGINE, CacheMode, StageCache, same_bytes
 from edgemm.runtime.opening import open_variant
+from edgemm.runtime.schedule import Chain
 
 Bundle = Callable[..., Path]
 
@@ -326,7 +327,7 @@ def test_auto_compares_where_the_encoder_takes_longer(
         return clock[0]
 
     monkeypatch.setattr("edgemm.runtime.cache_gauge.perf_counter", now)
-    cache = StageCache(full.io, Timed(full, seconds, clock).steps, "auto")
+    cache = StageCache(full.io, Chain(Timed(full, seconds, clock).steps), "auto")
     assert cache.info().compared == ("image", "audio")
     for call in range(8):
         values: dict[str, Any] = feed_of(seed=call)

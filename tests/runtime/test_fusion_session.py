@@ -68,7 +68,7 @@ def test_intermediate_tensors_are_dropped(session: FusionSession) -> None:
     done = {step.name: step.done for step in session._steps}
     assert done == {"image": (), "audio": (), "fusion": ("image_features", "audio_features")}
     values = dict(feed_of(1))
-    session._chain(values, None)
+    session._chain.run(values, None)
     assert set(values) == {"image", "audio", "logits", "audio_energy"}
 
 
@@ -134,8 +134,8 @@ def test_any_mapping_and_memory_mapped_arrays_will_do(session: FusionSession, tm
 
 def test_many_shapes_do_not_pile_up(session: FusionSession) -> None:
     for batch in range(1, 600):
-        session._check(feed_of(batch))
-    assert len(session._accepted) <= 256
+        session._feeds.check(feed_of(batch))
+    assert len(session._feeds.accepted) <= 256
 
 
 def test_eight_threads_get_their_own_answers(session: FusionSession) -> None:
