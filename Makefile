@@ -9,7 +9,7 @@ RTX := $(VENV)/.rtx
 RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/backends/test_device_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py \
 	tests/pipeline/test_tensorrt_engines.py tests/runtime/test_trt_real_module.py
 
-.PHONY: setup demo demo-rtx test test-slow test-rtx test-gpu test-aarch64 check format bench clean help
+.PHONY: setup demo demo-rtx test test-slow test-rtx test-gpu test-aarch64 check format bench bench-runtime soak clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -69,6 +69,14 @@ format: $(STAMP) ## format and fix what can be fixed
 
 bench: $(FIXTURES)  ## per fixture: accuracy, latency ratio, size ratio, seconds, memory
 	$(BIN)/python -m benchmarks.foundation
+
+bench-runtime: $(FIXTURES)  ## sessions beside one ONNX Runtime session of the same model: full runs, reuse, busy cores
+	$(BIN)/python -m benchmarks.runtime
+
+SOAK_MINUTES ?= 2
+
+soak: $(DEMO)    ## SOAK_MINUTES of sensors, callers and swaps on one session; the record is build/soak/soak.json
+	$(BIN)/python -m benchmarks.soak --minutes $(SOAK_MINUTES) --json build/soak/soak.json
 
 clean:           ## remove the environment and the caches
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

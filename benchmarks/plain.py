@@ -23,8 +23,8 @@ class PlainFloat:
     first: dict[str, np.ndarray]
 
     @classmethod
-    def open(cls, fixture: Fixture, io: IOSpec, feed: Feed) -> PlainFloat:
-        """Exports the fixture with torch.onnx.export unless it is ONNX already, and opens it."""
+    def open(cls, fixture: Fixture, io: IOSpec, feed: Feed, threads: int = 0) -> PlainFloat:
+        """Exports the fixture with torch.onnx.export unless it is ONNX already; opens it with so many threads."""
         model = fixture.model if fixture.model.suffix == ".onnx" else export_plain(fixture, io, feed)
         names = {s.input for s in io.states}
         zeros = {
@@ -32,7 +32,10 @@ class PlainFloat:
             for i in io.inputs
             if i.name in names
         }
-        return cls(onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]), io, zeros, zeros)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        return cls(session, io, zeros, zeros)
 
     def reset_state(self) -> None:
         """Starts from zeros again."""
