@@ -21,17 +21,18 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgemm.errors import BundleError, DataError, StreamError
 from edgemm.runtime.cache import CacheInfo
+from edgemm.runtime.state import restore, snapshot
 from edgemm.runtime.stream_intake import Intake
 from edgemm.runtime.stream_policy import StreamPolicy
-from edgemm.runtime.stream_result import Result, StreamCounters, report
+from edgemm.runtime.stream_result import Result, StreamCounters, make_result, report
 from edgemm.runtime.stream_sync import JUMP, Sample, SampleSet, Synchronizer
+from edgemm.tensors import Feed
 
 if TYPE_CHECKING:
     from edgemm.runtime.fusion import FusionSession
@@ -55,8 +56,7 @@ class Stream:
             clock: Seconds since anything; `push` takes capture times of the same clock.
 
         Raises:
-            DataError: The policy does not fit the model.
-            BundleError: It asks for a fill that the bundle does not hold.
+            EdgemmError: The policy does not fit the model, or asks for a fill that its bundle does not hold.
         """
         io = session.io
         policy.check(io, session.stand_ins)
@@ -199,9 +199,24 @@ class Stream:
 
     def reset_state(self) -> None:
         """Forgets the states of this stream: the next set starts from zeros."""
+        self.restore({})
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Returns a copy of the states of this stream, without its samples; empty before the first set."""
         with self._cache.lock:
-            if self._cache.states is not None:
-                self._cache.states.kept = {}
+            return snapshot(self._cache.states)
+
+    def restore(self, states: Feed) -> None:
+        """Goes on from states that `snapshot` gave, of a stream or a session, as `FusionSession.restore` does."""
+        with self._cache.lock:
+            restore(self._cache.states, states)
+
+    def follow(self, states: Feed) -> None:
+        """Goes on with the engines that its session has now and with `states`; samples that wait go into these."""
+        with self._changed:
+            newest, self._intake = self._intake.newest, Intake(self._session.io)
+            self._intake.newest.update(newest)
+        self._cache.follow(self._session.new_cache(self._cache.mode), states)
 
     def cache_info(self) -> CacheInfo:
         """Returns what is kept of earlier sets, and how often it was reused."""
@@ -234,8 +249,7 @@ class Stream:
             EdgemmError: The run failed; iteration may go on.
         """
         with self._changed:
-            if not self._closed:
-                self._check_free()
+            self._check_free()
         result = self._next()
         if result is None:
             raise StopIteration
@@ -255,8 +269,7 @@ class Stream:
         from edgemm.runtime.stream_async import Front
 
         with self._changed:
-            if not self._closed:
-                self._check_free()
+            self._check_free()
             self._front = self._front or Front(self)
         result = await self._front.next()
         if result is None:
@@ -267,9 +280,7 @@ class Stream:
         """Returns the stream itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Closes the stream."""
         self.close()
 
@@ -277,9 +288,7 @@ class Stream:
         """Returns the stream itself."""
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         """Closes the stream."""
         import asyncio
 
@@ -301,29 +310,17 @@ class Stream:
         """Runs a set; `_turn` is held."""
         tokens = {m: s.number if s is not None else _FILL for m, s in found.samples.items()}
         try:
-            feed, behind = self._intake.feed(found, self.policy, self._session.stand_ins)
-            marks = {m for m, token in tokens.items() if self._tokens.get(m) != token}
-            outputs = self._session.run_cached(self._cache, feed, marks, behind)
+            with self._session.entered():  # one bundle for all of it
+                feed, behind = self._intake.feed(found, self.policy, self._session.stand_ins)
+                marks = {m for m, token in tokens.items() if self._tokens.get(m) != token}
+                outputs = self._session.run_cached(self._cache, feed, marks, behind)
+                cached = tuple(n for n in self._cache.reused if n not in behind)
+                encoded = tuple(n for n in self._cache.names if n not in cached and n not in behind)
         except BaseException:
             self._failed += 1
             raise
         self._tokens = tokens
-        done = self._clock()
-        samples = {m: s for m, s in found.samples.items() if s is not None}
-        newest = found.trigger or max(samples.values(), key=lambda s: s.at, default=None)
-        cached = tuple(n for n in self._cache.reused if n not in behind)
-        result = Result(
-            outputs,
-            found.time,
-            {m: found.time - samples[m].at if m in samples else None for m in found.samples},
-            tuple(n for n in self._cache.names if n not in cached and n not in behind),
-            cached,
-            found.stale,
-            {m: self.policy.fill_name(m) for m in found.filled},
-            done - newest.captured if newest is not None else None,
-            self._results,
-            found.epoch,
-        )
+        result = make_result(found, self.policy, outputs, (encoded, cached), self._clock(), self._results)
         self._results += 1
         return result
 
@@ -364,6 +361,9 @@ class Stream:
             except Exception as error:
                 self._callback_errors += 1
                 report(error, on_error)
+            except BaseException:  # SystemExit: nobody takes results any more
+                self.close()
+                raise
 
     def _times(self, now: float | None) -> tuple[float, float]:
         """Returns what the clock shows, and the seconds since the stream began; the latter never go back."""
@@ -389,7 +389,7 @@ class Stream:
             )
 
     def _check_free(self) -> None:
-        if self._worker is not None:
+        if self._worker is not None and not self._closed:
             raise StreamError("a callback takes the results already.", hint="iterate, or start a callback")
 
     def _check_waiting(self) -> None:

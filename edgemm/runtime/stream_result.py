@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgemm.runtime.stream_sync import Counters
+from edgemm.runtime.stream_policy import StreamPolicy
+from edgemm.runtime.stream_sync import Counters, SampleSet
 
 _log = logging.getLogger("edgemm")
 
@@ -77,3 +78,36 @@ def report(error: Exception, on_error: Callable[[Exception], object] | None) -> 
         except Exception as another:
             error = another
     _log.error("stream: %s", error, exc_info=error)
+
+
+def make_result(
+    found: SampleSet,
+    policy: StreamPolicy,
+    outputs: dict[str, np.ndarray],
+    engines: tuple[tuple[str, ...], tuple[str, ...]],
+    done: float,
+    number: int,
+) -> Result:
+    """Returns the result of a set.
+
+    Args:
+        found: The set.
+        policy: Says what stood for modalities without a sample.
+        outputs: What the engines gave for it.
+        engines: Those that ran, and those whose outputs were reused.
+        done: What the clock shows now.
+        number: How many results there were before.
+    """
+    samples = {m: s for m, s in found.samples.items() if s is not None}
+    newest = found.trigger or max(samples.values(), key=lambda s: s.at, default=None)
+    return Result(
+        outputs,
+        found.time,
+        {m: found.time - samples[m].at if m in samples else None for m in found.samples},
+        *engines,
+        found.stale,
+        {m: policy.fill_name(m) for m in found.filled},
+        done - newest.captured if newest is not None else None,
+        number,
+        found.epoch,
+    )
