@@ -13,7 +13,7 @@ from edgemm.partition import StageGraph
 from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Workbench
 from edgemm.pipeline.engines import EngineKind
-from edgemm.pipeline.learn import learn
+from edgemm.pipeline.learn import Known, learn
 from edgemm.pipeline.missing import Cut, Encoders, Gaps, Rows, add_blanks, add_means, find_cuts
 from edgemm.pipeline.modalities import report_files, report_modalities
 from edgemm.pipeline.progress import Progress
@@ -116,13 +116,11 @@ class Filler:
         assert splits.search is not None
         session = self._open(variant, engines)
         output = choose_output(session.io, self._recipe.evaluate.output)
-        step = f"learn {modality}"
+        step, mean = f"learn {modality}", gaps.rows[variant.name, modality, "mean"]
         try:
             found = learn(
                 session,
-                self._cuts[modality],
-                encoders,
-                gaps.rows[variant.name, modality, "mean"],
+                Known(self._cuts[modality], encoders, mean, gaps.rows.get(("", modality, "blank"), {})),
                 (splits.calibration, splits.search),
                 (output, splits.search_label),
                 lambda tried, most: self._progress.bar(step, tried, most),
@@ -157,6 +155,8 @@ class Filler:
             add_means(beside, self._cuts, encoders, silence, FLOAT_STAGES, lambda: None)
         rows = beside.of(FLOAT_STAGES)
         shipped = next((v for v in variants if v.engines and v.refused is None and not _on_gpu(v)), None)
+        if shipped is not None and shipped.reuse:  # with something missing, the stages of it run
+            shipped = next(v for v in variants if v.name == shipped.reuse)
         if shipped is not None and shipped.precision == FLOAT:  # what was trained for integers is for these alone
             rows |= {key: found for key, found in self.gaps.of(shipped.name).items() if key[1] == "learned"}
         sessions = {"float": self._with_rows(bench.open(floats), rows)}

@@ -2,9 +2,9 @@
 
 Encoders and fusion head stay as they ship; only the value is sought, so that the loss on calibration samples is
 least. Heads are ONNX graphs, or integer engines, without gradients. So the search is a derivative-free one
-(Powell, 1964) over few numbers: the value is the mean, moved along the directions in which real values of the
-encoder differ most (principal components), never beyond what was seen. That also keeps it in the range for which
-integer heads are calibrated.
+(Powell, 1964) over few numbers: the value is the mean, moved towards what the encoder gives for a blank sample and
+along the directions in which its real values differ most (principal components), never beyond what was seen. That
+also keeps it in the range for which integer heads are calibrated.
 
 It is kept only where it is better than the mean on samples that it was not trained on, by more than two
 standard errors of that comparison.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemm._optional import require
-from edgemm.data import Samples, thinned
+from edgemm.data import Sample, Samples, thinned
 from edgemm.errors import DataError
 from edgemm.pipeline.missing import Cut, Encoders, Rows
 from edgemm.quant.chain import fed, feeds
@@ -27,7 +27,7 @@ from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.stand_ins import StandIns
 from edgemm.tensors import Feed
 
-TRAINING = 128
+TRAINING = 256
 HELD_OUT = 256
 """Most samples, spread evenly."""
 
@@ -70,11 +70,26 @@ class Learned:
         return self.mean_loss - self.loss > 2 * self.error
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the encoder for whose outputs something is to stand.
+
+    Attributes:
+        cut: Where the modality enters.
+        encoders: Of the variant.
+        mean: Tensor -> mean row.
+        blank: Input -> row of a blank sample; empty where none is known.
+    """
+
+    cut: Cut
+    encoders: Encoders
+    mean: Rows
+    blank: Rows
+
+
 def learn(
     session: FusionSession,
-    cut: Cut,
-    encoders: Encoders,
-    mean: Rows,
+    known: Known,
     parts: tuple[Samples, Samples],
     scored: tuple[str, str | None],
     tell: Callable[[int, int], None],
@@ -83,9 +98,7 @@ def learn(
 
     Args:
         session: The variant that ships, without states.
-        cut: Where the modality enters.
-        encoders: Of the same variant.
-        mean: Tensor -> mean row.
+        known: Of its encoder.
         parts: Samples to train on, and others to compare on.
         scored: The output that counts, and the array of labels, None without.
         tell: Told how many values were tried, of how many.
@@ -97,8 +110,8 @@ def learn(
     """
     optimize = require("scipy.optimize", extra="convert", why="train what stands for a modality")
     training, held_out = (thinned(p, most) for p, most in zip(parts, (TRAINING, HELD_OUT), strict=True))
-    space = _Space.of(cut, encoders, mean, training)
-    trial = _Trial(session, cut, mean, training, scored)
+    space = _Space.of(known, training)
+    trial = _Trial(session, known.cut, training, scored)
     tried = 0
 
     def loss(z: np.ndarray) -> float:
@@ -107,17 +120,16 @@ def learn(
         tell(min(tried, TRIES), TRIES)
         return float(trial.losses(space.rows(z)).mean())
 
-    start = np.zeros(space.size)
+    start = min(space.starts(), key=loss)
+    best = start
     if space.size:
         limits = [(-FARTHEST, FARTHEST)] * space.size
         options = {"maxfev": TRIES, "xtol": 1e-2, "ftol": 1e-4}
         found = optimize.minimize(loss, start, method="Powell", bounds=limits, options=options)
         best = np.atleast_1d(found.x) if float(found.fun) < loss(start) else start
-    else:
-        best = start
-    check = _Trial(session, cut, mean, held_out, scored)
+    check = _Trial(session, known.cut, held_out, scored)
     rows = space.rows(best)
-    before, after = check.losses(mean), check.losses(rows)
+    before, after = check.losses(known.mean), check.losses(rows)
     error = float((before - after).std(ddof=1) / np.sqrt(len(before))) if len(before) > 1 else np.inf
     return Learned(rows, float(after.mean()), float(before.mean()), error, len(before), check.target)
 
@@ -132,17 +144,31 @@ class _Space:
     directions: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    towards_blank: bool
 
     @classmethod
-    def of(cls, cut: Cut, encoders: Encoders, mean: Rows, samples: Samples) -> _Space:
-        """Returns the space around `mean` that real values span; one unit is a standard deviation."""
-        names = tuple(t.name for t in cut.given)
-        seen = np.concatenate([_flat(values, names) for values in encoders.rows(cut, samples)])
-        center = _flat({n: mean[n][None] for n in names}, names)[0]
+    def of(cls, known: Known, samples: Samples) -> _Space:
+        """Returns the space around the mean that real values span.
+
+        One unit is the standard deviation along a direction; the first one, if anything is blank, leads there.
+        """
+        names = tuple(t.name for t in known.cut.given)
+        seen = np.concatenate([_flat(values, names) for values in known.encoders.rows(known.cut, samples)])
+        center = _flat({n: known.mean[n][None] for n in names}, names)[0]
         _, spread, axes = np.linalg.svd(seen - center, full_matrices=False)
         spread = spread / np.sqrt(max(len(seen) - 1, 1))
         used = min(DIRECTIONS, int((spread > 1e-6 * max(spread[0], 1e-30)).sum()), len(seen) - 1)
-        return cls(mean, names, center, axes[:used] * spread[:used, None], seen.min(axis=0), seen.max(axis=0))
+        directions = axes[:used] * spread[:used, None]
+        if known.blank:
+            (values,) = known.encoders.rows(known.cut, [_blanked(samples[0], known.blank)])
+            blank = _flat(values, names)
+            directions, seen = np.concatenate([blank - center, directions]), np.concatenate([seen, blank])
+        return cls(known.mean, names, center, directions, seen.min(0), seen.max(0), bool(known.blank))
+
+    def starts(self) -> list[np.ndarray]:
+        """Returns the mean, and what is given for a blank sample."""
+        mean = np.zeros(self.size)
+        return [mean, np.eye(self.size)[0]] if self.towards_blank else [mean]
 
     @property
     def size(self) -> int:
@@ -158,6 +184,14 @@ class _Space:
             rows[name] = flat[start : start + row.size].reshape(row.shape).astype(row.dtype)
             start += row.size
         return rows
+
+
+def _blanked(sample: Sample, blank: Rows) -> dict[str, np.ndarray]:
+    """Returns a sample with one modality blank."""
+    found = {name: np.asarray(row) for name, row in sample.items()}
+    for name, row in blank.items():
+        found[name] = np.full_like(found[name], row) if row.ndim == 0 else row
+    return found
 
 
 def _flat(values: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
@@ -178,9 +212,7 @@ class _Batch:
 class _Trial:
     """The loss of some samples with a value in the place of an encoder: only the fusion head runs."""
 
-    def __init__(
-        self, session: FusionSession, cut: Cut, mean: Rows, samples: Samples, scored: tuple[str, str | None]
-    ) -> None:
+    def __init__(self, session: FusionSession, cut: Cut, samples: Samples, scored: tuple[str, str | None]) -> None:
         self._session, self._cut = session, cut
         self._output, label = scored
         io = session.io
