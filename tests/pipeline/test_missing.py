@@ -266,3 +266,19 @@ def test_losses() -> None:
     other, target, what = choose_loss(np.zeros((2, 5, 7), np.float32), np.array([1, 0]))
     assert what == "the full model"
     np.testing.assert_array_equal(other(np.ones((2, 5, 7)), target), [1, 1])
+
+
+def test_beside_one_engine_for_all_the_stages_run_while_something_is_missing(tmp_path: Path) -> None:
+    recipe = write(tmp_path, GATE, gate_samples) | {"layout": "both", "missing": {"report": True}}
+    result = convert(recipe, tmp_path / "out.edgemm")
+    assert result.shipped.layout == "whole"
+    assert result.modalities is not None
+    assert result.modalities["sessions"] == ["float", f"{result.shipped.name}-staged"]
+    with open_session(result.path) as session:
+        stream = session.stream(trigger="image", optional={"audio": "mean"}, clock=lambda: 100.0)
+        stream.push("image", np.ones(1, np.float32))
+        found = stream.poll()
+        assert found is not None
+        assert dict(found.filled) == {"audio": "mean"}
+        p = 4 * row(result, "audio", "mean")
+        np.testing.assert_allclose(found.outputs["logits"], [[-p[0], p[0]]], rtol=1e-5)
