@@ -84,13 +84,14 @@ def test_quickstart_runs_from_top_to_bottom(folder: Path) -> None:
     assert all(told.values())
     with np.load(folder / "outputs.npz") as outputs:
         assert outputs["logits"].shape == (40, 10)
-    first, second, third, *_ = blocks("python")
+    first, second, third, fourth, *_ = blocks("python")
     accuracy = run(folder, [sys.executable, "-c", first])
     assert "'metric': 'accuracy'" in accuracy
     assert "'samples': 40" in accuracy
     assert re.fullmatch(r"\[\d \d \d\]\n", run(folder, [sys.executable, "-c", ARRAYS + second]))
     reused = run(folder, [sys.executable, "-c", ARRAYS + third])
     assert re.search(r"^CacheInfo\(.*\)\n\[\d\] \{'image': 0.0, 'audio': ", reused)
+    assert re.fullmatch(r"\{.*\}\n", run(folder, [sys.executable, "-c", ARRAYS + fourth]))
     entries = re.findall(r"^      (\S+)  ", README, re.MULTILINE)
     assert {"manifest.json", "recipe.json"} <= set(entries)
     shown = {entry.split("/")[0] for entry in entries}
