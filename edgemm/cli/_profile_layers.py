@@ -203,8 +203,10 @@ def _roofline(roofline: Mapping[str, Any]) -> list[str]:
 
 
 def _peak(peak: Mapping[str, Any]) -> str:
+    from edgemm.cli._output import count
+
     integer = f", {peak['int8_gflops']:,.0f} int8" if peak["int8_gflops"] is not None else ""
-    threads = f" on {peak['threads']} threads" if peak["threads"] else ""
+    threads = f" on {count(peak['threads'], 'thread')}" if peak["threads"] else ""
     return (
         f"{peak['float_gflops']:,.0f} GFLOP/s {peak['precision']}{integer}, {peak['bandwidth_gb_s']:.1f} GB/s, "
         f"{peak['label']} by {peak['backend']}{threads} ({peak['measured'][:10]})"

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import isfinite
+from math import fsum, isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -145,7 +145,7 @@ def _run(session: FusionSession, feeds: Sequence[Feed], runs: int, seconds: floa
 
 def _report(session: FusionSession, read: Sequence[_Read], refused: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     layers = [_layer(engine, timed) for engine in read for timed in engine.profiled.layers]
-    total = sum(layer["mean_ms"] for layer in layers)
+    total = fsum(layer["mean_ms"] for layer in layers)
     for layer in layers:
         layer["share"] = layer["mean_ms"] / total if total else 0.0
     layers.sort(key=lambda layer: -layer["mean_ms"])
@@ -160,7 +160,7 @@ def _report(session: FusionSession, read: Sequence[_Read], refused: Sequence[Map
         }
         for engine in read
     ]
-    unmapped = sum(layer["mean_ms"] for layer in layers if layer["module"] is None)
+    unmapped = fsum(layer["mean_ms"] for layer in layers if layer["module"] is None)
     profiled = {
         "label": LABEL,
         "warmup": WARMUP,
