@@ -74,18 +74,35 @@ def joined(times: Sequence[Latencies]) -> Latencies:
 def pooled_ratio(a: Sequence[Latencies], b: Sequence[Latencies]) -> Ratio:
     """Returns the time of `a` over that of `b`, each measured in several openings, in pairs.
 
-    The value is the median of the ratios run by run. The 95 % interval is the wider of two: that of order
-    statistics over all runs, and Student's over the medians of the openings (of their logarithms).
+    The value is that of `_balanced` over all runs. The 95 % interval is the wider of two: that of order statistics
+    over the runs, and Student's over the openings (over the logarithms of their ratios).
     """
-    runs = ratio(joined(a), joined(b))
+    runs = _balanced(a, b)
     if len(a) not in _T:
         return runs
-    logs = np.log([ratio(x, y).value for x, y in zip(a, b, strict=True)])
+    logs = np.log([_balanced([x], [y]).value for x, y in zip(a, b, strict=True)])
     half = _T[len(logs)] * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     middle = float(logs.mean())
     return Ratio(
         runs.value, min(runs.low, math.exp(middle - half)), max(runs.high, math.exp(middle + half)), paired=True
     )
+
+
+def _balanced(a: Sequence[Latencies], b: Sequence[Latencies]) -> Ratio:
+    """Returns the geometric mean of two ratios: of the rounds in which `a` is called first, and of the others.
+
+    Who is called second runs behind another engine and its data in the caches. Taken together, the ratios of equal
+    builds would lie on both sides of 1, and their median anywhere in between.
+    """
+    if min(times.runs for times in a) < 2:
+        return ratio(joined(a), joined(b))
+    orders = [
+        ratio(*(joined([Latencies(times.seconds[at::2]) for times in side]) for side in (a, b))) for at in (0, 1)
+    ]
+    middle = sum(math.log(r.value) for r in orders) / 2
+    below = math.hypot(*(math.log(r.value / r.low) for r in orders)) / 2
+    above = math.hypot(*(math.log(r.high / r.value) for r in orders)) / 2
+    return Ratio(math.exp(middle), math.exp(middle - below), math.exp(middle + above), paired=True)
 
 
 def verdict(found: Ratio, a_ms: float, b_ms: float) -> Verdict:

@@ -102,6 +102,18 @@ def test_interval_holds_what_differs_between_openings() -> None:
     assert 1.04 < steady.low < steady.value < steady.high < 1.06
 
 
+def test_the_order_of_the_calls_is_no_difference() -> None:
+    """Whoever is called second takes longer: the ratios run by run have two heaps and nothing between them."""
+    random = np.random.default_rng(2)
+
+    def opening(second: int) -> Latencies:
+        late = np.arange(41) % 2 == second
+        return Latencies(1e-3 * (1 + 0.1 * late) * (1 + random.normal(0, 0.01, 41)))
+
+    found = pooled_ratio([opening(0) for _ in range(6)], [opening(1) for _ in range(6)])
+    assert 0.98 < found.low < found.value < found.high < 1.02
+
+
 def test_one_opening_goes_by_its_runs() -> None:
     a, b = Latencies(np.linspace(2, 2.2, 50)), Latencies(np.linspace(1, 1.1, 50))
     assert pooled_ratio([a], [b]).value == pytest.approx(2, rel=0.01)
