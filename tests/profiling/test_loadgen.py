@@ -74,7 +74,7 @@ def test_single_stream(model: Path) -> None:
 
 
 def test_too_few_queries_are_invalid(model: Path) -> None:
-    """p90 needs 64 queries; LoadGen says so and why."""
+    """The 99th percentile needs 662 queries; LoadGen says so."""
     found, _ = run(model, "multi-stream", seconds=0.001, queries=5)
     assert found["valid"] is False
     assert found["early_stopping_met"] is False
