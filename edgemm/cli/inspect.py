@@ -239,13 +239,20 @@ def _variants(report: Mapping[str, Any]) -> list[str]:
         if variant["refused"]:
             lines.append(f"refused  {variant['name']}: {variant['refused']}")
             continue
-        runs = f"{variant['backend']} on {variant['target']}, {variant['layout']}"
+        runs = f"{variant['backend']} on {variant['target']}, {variant['layout']}{_shared(variant)}"
         size = megabytes(variant["size_bytes"])
         lines.append(f"variant  {variant['name']}: {runs} · {size} · nodes: {_counts(variant['decisions'])}")
         lines.append(f"         {_accuracy(variant['accuracy'])} · {_latency(variant['latency'])}")
         if variant["backend"] == "tensorrt":
             lines.append(f"         {_engines(variant['engines'])}{_lint(variant['lint'])}")
     return lines
+
+
+def _shared(variant: Mapping[str, Any]) -> str:
+    """Returns how engines share the cores, and what runs calls in which something is unchanged."""
+    schedule = variant.get("schedule")
+    order = f", engines {schedule['order']}{', spinning' * (schedule['idle'] == 'spin')}" if schedule else ""
+    return order + (f", with {variant['reuse']} for what is unchanged" if variant.get("reuse") else "")
 
 
 def _engines(engines: Sequence[Mapping[str, Any]]) -> str:

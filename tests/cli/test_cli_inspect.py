@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 from cli_models import LENGTHS, STREAM
 
+from edgemm.bundle import Manifest, Schedule, Variant, read_manifest
 from edgemm.cli._diagram import draw
+from edgemm.cli.inspect import _variants
+from edgemm.tensors import IOSpec
 
 
 def stage(name: str, inputs: list[str], outputs: list[str], role: str = "encoder") -> dict[str, Any]:
@@ -138,6 +142,22 @@ def test_bundle_as_text(wide_terminal: None, edgemm, fusion_bundle: Path) -> Non
     assert "accuracy 0.975 → 0.975 (500 samples) · 0.159 ms (0.43 × float)" in out
     assert "refused  cpu-int8: 1.41 × slower than float" in out
     assert "\x1b" not in out
+
+
+def test_schedule_and_second_layout_are_shown(wide_terminal: None, edgemm, fusion_bundle: Path) -> None:
+    manifest = read_manifest(fusion_bundle)
+    shipped = manifest.shipped[0]
+    stages = replace(shipped, name="stages", schedule=Schedule("parallel", "spin"))
+    whole = replace(shipped, engines=shipped.engines[-1:], reuse="stages")
+    lines = "\n".join(_variants({"variants": [as_shown(v) for v in (whole, stages)]}))
+    assert "with stages for what is unchanged" in lines
+    assert "engines parallel, spinning" in lines
+    assert "sequential" not in edgemm("inspect", fusion_bundle).out
+
+
+def as_shown(variant: Variant) -> dict[str, Any]:
+    (data,) = Manifest("m", IOSpec((), (), {}), (), (), (variant,)).to_json()["variants"]
+    return data | {"latency": None, "lint": None}
 
 
 def test_bundle_as_json_on_a_device(edgemm_on_device, fusion_bundle: Path) -> None:
