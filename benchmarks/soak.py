@@ -15,6 +15,9 @@ and other weights: results must tell which one gave them. Give one bundle to swa
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -42,6 +45,9 @@ POINTS = 300
 
 LIMIT = 1024.0
 """KiB per minute from which growth of memory is a leak."""
+
+MIN_LOOKS = 10
+"""From so many looks at the memory on there is a slope."""
 
 KIB = 1024
 
@@ -85,26 +91,66 @@ def slope_of(seconds: Sequence[float], resident: Sequence[int], warm_up: float =
     return Slope(float(found[0]), float(found[2]), float(found[3]), *ends, len(points))
 
 
+class Watch:
+    """Looks at the memory of this process while a soak runs.
+
+    Twice, halfway through the warm-up and at the end, the C library first has to give back what it keeps:
+    what has grown between the two is in use. The slope of all looks also holds what fragmentation adds.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Begins now, for a soak of so many seconds."""
+        self.every = min(1.0, max(0.02, seconds / POINTS))
+        self._start = time.monotonic()
+        self._looks: list[tuple[float, int]] = []
+        self._due = [WARM_UP / 2 * seconds, seconds - 2 * self.every]
+        self._live: list[tuple[float, int]] = []
+
+    def look(self) -> None:
+        """Notes the memory."""
+        at = time.monotonic() - self._start
+        self._looks.append((at, resident_memory()))
+        if self._due and at >= self._due[0]:
+            self._due.pop(0)
+            gc.collect()
+            with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+                ctypes.CDLL(None).malloc_trim(0)
+            self._live.append((at, resident_memory()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the slope and what is in use, in KiB and KiB per minute."""
+        found: dict[str, Any] = {}
+        if len(self._looks) >= MIN_LOOKS:
+            found |= asdict(slope_of(*zip(*self._looks, strict=True)))
+        if len(self._live) == 2:
+            (start, before), (end, after) = self._live
+            growth = (after - before) / KIB / (end - start) * 60
+            found |= {"used_kib": [before / KIB, after / KIB], "used_kib_per_minute": growth}
+        return {**found, "warm_up": WARM_UP}
+
+
 def soak(play: Play, limit: float = LIMIT) -> dict[str, Any]:
     """Plays to the end and returns the record; `broken` lists the invariants that do not hold.
 
     Args:
         play: That has not run.
-        limit: KiB per minute; the memory grows if the whole interval of the slope is above it.
+        limit: KiB per minute; memory grows if the whole interval of its slope is above it, or what is in use grows
+            by more.
     """
-    start, times, sizes = time.monotonic(), [], []
-
-    def watch() -> None:
-        times.append(time.monotonic() - start)
-        sizes.append(resident_memory())
-
-    play.run(watch, min(1.0, max(0.02, play.setting.seconds / POINTS)))
-    slope = slope_of(times, sizes)
-    broken = play.broken()
-    if slope.low > limit:
-        broken.append(f"memory grows by {slope.low:,.0f} to {slope.high:,.0f} KiB per minute, limit {limit:,.0f}")
-    memory = {**asdict(slope), "limit": limit, "warm_up": WARM_UP}
-    return {"seconds": time.monotonic() - start, "broken": broken, "memory": memory, **play.record()}
+    start, watch = time.monotonic(), Watch(play.setting.seconds)
+    play.run(watch.look, watch.every)
+    memory, broken = watch.to_json(), play.broken()
+    if memory.get("low", 0.0) > limit or memory.get("used_kib_per_minute", 0.0) > limit:
+        broken.append(
+            f"memory grows by {memory.get('low', 0.0):,.0f} to {memory.get('high', 0.0):,.0f} KiB per minute, "
+            f"what is in use by {memory.get('used_kib_per_minute', 0.0):,.0f}; limit {limit:,.0f}"
+        )
+    return {
+        "seconds": time.monotonic() - start,
+        "broken": broken,
+        "memory": {**memory, "limit": limit},
+        **play.record(),
+    }
 
 
 def load(file: str) -> dict[str, np.ndarray]:
@@ -148,10 +194,15 @@ def show(record: dict[str, Any]) -> None:
     for name, taken in record["results"].items():
         print(f"{name:12s} {taken['results']:8,} results, {taken['wrong']} wrong, {taken['repeated']} repeated")
     memory = record["memory"]
-    print(
-        f"memory       {memory['start_kib'] / KIB:,.1f} to {memory['end_kib'] / KIB:,.1f} MiB after the warm-up, "
-        f"{memory['kib_per_minute']:+,.0f} KiB per minute ({memory['low']:+,.0f} to {memory['high']:+,.0f})"
-    )
+    if "low" in memory:
+        print(
+            f"memory       {memory['start_kib'] / KIB:,.1f} to {memory['end_kib'] / KIB:,.1f} MiB after warm-up, "
+            f"{memory['kib_per_minute']:+,.0f} KiB per minute ({memory['low']:+,.0f} to {memory['high']:+,.0f})"
+        )
+    if "used_kib" in memory:
+        before, after = (kib / KIB for kib in memory["used_kib"])
+        growth = memory["used_kib_per_minute"]
+        print(f"in use       {before:,.1f} to {after:,.1f} MiB, {growth:+,.0f} KiB per minute")
     for what in record["broken"]:
         print(f"broken: {what}")
 
