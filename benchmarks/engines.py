@@ -68,7 +68,11 @@ def row(name: str, capabilities: Sequence[int]) -> Row:
                 result[f"no_{proposal.precision}"] = proposal.objection
                 continue
             able = [t for t in targets if proposal.precision in (FLOAT, *t.precisions)]
-            made = write_graphs(proposal, staged(stages), shapes, Path(folder)) if able else ()
+            try:
+                made = write_graphs(proposal, staged(stages), shapes, Path(folder)) if able else ()
+            except EdgemmError as error:
+                result[f"no_{proposal.precision}"] = in_words(error)
+                continue
             for target in able:
                 found = built(proposal, made, staged(stages), target, Path(folder))
                 result["engines"][str(target.sm)][proposal.precision] = found
