@@ -74,7 +74,8 @@ def open_session(
         target: What to run on, for example `"cpu"` or `"jetson-orin-nano"`. Nothing else is tried then: for a
             TensorRT target an engine that does not fit this machine is an error. `"ort-tensorrt"` and `"cuda"` run
             the graphs on ONNX Runtime's providers.
-        threads: Most threads inside one operator; None lets each engine and its backend decide.
+        threads: Most threads inside one operator, and of engines that run at the same time together; None lets
+            each engine and its backend decide.
         variant: Name of the variant to open; None lets `target` decide.
         build: Whether TensorRT engines that are missing may be built, which takes minutes and is kept in the
             bundle. See `edgemm build`.
