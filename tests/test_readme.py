@@ -92,6 +92,13 @@ def test_quickstart_runs_from_top_to_bottom(folder: Path) -> None:
     reused = run(folder, [sys.executable, "-c", ARRAYS + third])
     assert re.search(r"^CacheInfo\(.*\)\n\[\d\] \{'image': 0.0, 'audio': ", reused)
     assert re.fullmatch(r"\{.*\}\n", run(folder, [sys.executable, "-c", ARRAYS + fourth]))
+    (service,) = [block for block in blocks("python") if ".swap(" in block]
+    assert re.fullmatch(r"cpu-fp32 \[\d \d \d\]\n", run(folder, [sys.executable, "-c", ARRAYS + service]))
+    (measured,) = [block for block in blocks("python") if "prometheus_text(" in block]
+    told_by_itself = run(folder, [sys.executable, "-c", ARRAYS + measured])
+    assert told_by_itself.startswith("<LiveLatency: 1 calls, p50 ")
+    assert "# TYPE edgemm_run_duration_seconds histogram" in told_by_itself
+    assert (folder / "profile.html").stat().st_size > 10_000
     entries = re.findall(r"^      (\S+)  ", README, re.MULTILINE)
     assert {"manifest.json", "recipe.json"} <= set(entries)
     shown = {entry.split("/")[0] for entry in entries}
