@@ -109,6 +109,10 @@ def python(code: str, *arguments: str, interpreter: str = sys.executable, cwd: P
         "runtime.trt",
         "runtime.stream",
         "runtime.stream_async",
+        "runtime.prometheus",
+        "runtime.otel",
+        "profiling.compare",
+        "profiling.html",
         "profiling.report",
         "profiling.resources",
         "profiling.session",
@@ -168,6 +172,7 @@ def test_bundle_runs_where_only_numpy_and_onnxruntime_are_installed(bundle: Path
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "numpy", "onnxruntime"], check=True)
     subprocess.run([*pip, "--no-deps", str(ROOT)], check=True)
+    assert list(environment.rglob("edgemm/profiling/page.html")), "the page of a profile is not in the wheel"
     installed = subprocess.run(
         [interpreter, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
     )
