@@ -71,7 +71,7 @@ _Compared = tuple[dict[str, Any], "Ratio", list[dict[str, Any]], dict[str, Any],
 
 def _against_build(file: Path, other: tuple[Path, str | None], options: Mapping[str, Any]) -> _Compared:
     from edgemm.cli._profile_run import make_feeds
-    from edgemm.profiling.compare import compare_stages, measure_pair, pooled_ratio
+    from edgemm.profiling.compare import WARMUP, compare_stages, measure_pair, pooled_ratio
 
     said: dict[str, Any] = {}
     kept: list[Any] = []
@@ -89,6 +89,7 @@ def _against_build(file: Path, other: tuple[Path, str | None], options: Mapping[
         runs=options["runs"],
         seconds=options["seconds"] or (None if options["runs"] else DEFAULT_SECONDS),
         reset_every=options["reset_every"],
+        warmup=WARMUP if options["warmup"] is None else options["warmup"],
     )
     sides = {"a": {"file": str(file), **a.to_json()}, "b": {"file": str(other[0]), **b.to_json()}}
     memory = _memory((file, other[0]), variants, options)
