@@ -26,6 +26,9 @@ RATES = (30.0, 10.0, 100.0)
 PATIENCE = 30.0
 """Seconds that threads have to end."""
 
+SILENCE = 10.0
+"""Seconds after which a stream without any result is broken."""
+
 STREAMS = ("callback", "iterated", "polled")
 """How the results of each stream are taken."""
 
@@ -248,7 +251,7 @@ class Play:
                 found.append(f"{name}: {taken.repeated} results that came again or out of order")
             if taken.changes > self.swaps["done"]:
                 found.append(f"{name}: {taken.changes} changes of bundle in {self.swaps['done']} swaps")
-            if not taken.results:
+            if not taken.results and self.setting.seconds >= SILENCE:
                 found.append(f"{name}: no results")
         for (name, pushed), stream in zip(self.pushed.items(), self.streams, strict=True):
             found += [f"{name}: {what}" for what in self._lost(stream, pushed, self.taken[name])]
