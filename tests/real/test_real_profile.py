@@ -20,7 +20,7 @@ TRAINED = ("imu", "av_digits", "av_gru", "av_attention", "review_image")
 
 
 def profiled(made: Converted, *options: str) -> dict[str, Any]:
-    data = ("--data", str(made.fixture.eval), "--runs", "50")
+    data = ("--data", str(made.fixture.eval), "--runs", "20", "--warmup", "5")
     done = edgemm("profile", str(made.bundle), *data, *options, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
