@@ -16,7 +16,7 @@ from edgemm.profiling.report import check
 
 pytestmark = pytest.mark.slow
 
-TRAINED = ("imu", "av_digits", "av_gru", "av_attention", "review_image")
+TRAINED = ("imu", "av_digits", "av_gru", "av_attention")
 
 
 def profiled(made: Converted, *options: str) -> dict[str, Any]:
