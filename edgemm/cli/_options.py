@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+
+
+class AboveZero(click.FloatRange):
+    """A number above 0 that is neither infinite nor NaN, which click's own range takes."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Returns the number.
+
+        Raises:
+            click.BadParameter: It is none, or out of range.
+        """
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"got '{value}', expected a number above 0.", param, ctx)
+        return number
 
 
 def input_fields(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgemm.cli._options import AboveZero
+
 if TYPE_CHECKING:
     from edgemm.runtime.fusion import FusionSession
     from edgemm.tensors import Feed
@@ -44,14 +46,14 @@ _OPTIONS = [
     click.option(
         "--target-qps",
         metavar="N",
-        type=click.FloatRange(min=0, min_open=True),
+        type=AboveZero(),
         help="With --scenario server: queries per second.",
         show_default="half of what back-to-back calls reach",
     ),
     click.option(
         "--target-latency",
         metavar="MS",
-        type=click.FloatRange(min=0, min_open=True),
+        type=AboveZero(),
         help="With --scenario server: bound on the 99th percentile of latency, in milliseconds.",
         show_default="100",
     ),

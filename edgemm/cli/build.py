@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgemm.cli._options import AboveZero
+
 if TYPE_CHECKING:
     from edgemm.backends.device import BuildReport, BuiltEngine, Step
     from edgemm.cli._progress import RichProgress
@@ -42,7 +44,7 @@ _MIB = 2**20
 @click.option(
     "--timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=AboveZero(),
     default=3600.0,
     show_default=True,
     help="Longest build of one engine.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgemm.cli._options import AboveZero
 from edgemm.cli._profile_layers import further_options
 from edgemm.cli._profile_present import presenting_options
 
@@ -45,7 +46,7 @@ Examples:
 @click.option(
     "--seconds",
     metavar="S",
-    type=click.FloatRange(min=0, min_open=True),
+    type=AboveZero(),
     help="How long to measure each mode, in seconds.",
     show_default="3, without --runs",
 )

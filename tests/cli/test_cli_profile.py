@@ -65,6 +65,13 @@ def test_seconds(edgemm, fusion_bundle: Path) -> None:
     assert total["runs"] * total["mean_ms"] <= 400
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_seconds_end(edgemm, fusion_bundle: Path, seconds: str) -> None:
+    result = edgemm("profile", fusion_bundle, "--seconds", seconds)
+    assert result.code == 2
+    assert "--seconds" in result.err
+
+
 def test_runs_and_seconds_exclude_each_other(edgemm, fusion_bundle: Path) -> None:
     result = edgemm("profile", fusion_bundle, "--seconds", 1, "--runs", 5)
     assert result.code == 2
