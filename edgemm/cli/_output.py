@@ -135,6 +135,22 @@ def refuse_to_overwrite(path: Path, *, force: bool) -> None:
         raise DataError(f"the folder {path.parent} is read-only.", hint="choose a folder that you may write to")
 
 
+def refuse_to_touch(path: Path, inputs: Iterable[Path]) -> None:
+    """Checks that an output is none of the inputs and lies in none of them: a bundle is a folder.
+
+    Raises:
+        DataError: It is, or does; also where `force` is set.
+    """
+    real = path.resolve()
+    for source in inputs:
+        if real.is_relative_to(source.resolve()) or (path.exists() and source.exists() and path.samefile(source)):
+            where = "is" if real == source.resolve() or not source.is_dir() else "is inside"
+            raise DataError(
+                f"{path}: {where} {source}, which is read; expected an output outside of it.",
+                hint="choose another name",
+            )
+
+
 def _link_new(temporary: Path, path: Path) -> None:
     """Gives `temporary` its final name unless someone else made that file in the meantime."""
     try:

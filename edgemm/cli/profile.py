@@ -133,7 +133,7 @@ def profile(file: Path, as_json: bool, **options: Any) -> None:
     if asked.against is not None:
         show_comparison(file, asked, options, as_json=as_json)
         return
-    _check_files(options)
+    _check_files(file, options)
     found = measure_file(file, options)
     outcomes = judge(found.report, asked)
     _write_files(file, found, options)
@@ -145,16 +145,27 @@ def profile(file: Path, as_json: bool, **options: Any) -> None:
     end_if_broken(not outcome.kept for outcome in outcomes)
 
 
-def _check_files(options: Mapping[str, Any]) -> None:
-    """Refuses files that cannot be written, before anything is measured."""
-    from edgemm.cli._output import refuse_to_overwrite
+def _check_files(file: Path, options: Mapping[str, Any]) -> None:
+    """Refuses files that cannot be written, or that are read, before anything is measured."""
+    from edgemm.cli._output import refuse_to_overwrite, refuse_to_touch
 
     asked = [name for name in ("csv", "trace", "html") if options[name] is not None]
     named = [options[name] for name in asked]
     if len(set(named)) < len(named):
         raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} name the same file.")
+    logs = options["loadgen_logs"]
+    for path in [*named, *([] if logs is None else [Path(logs)])]:
+        refuse_to_touch(path, [file, *_data_files(options["data"])])
     for path in named:
         refuse_to_overwrite(path, force=options["force"])
+
+
+def _data_files(data: str | None) -> list[Path]:
+    """Returns the files of `--data`: a file, the shards of a folder, the script of FILE.py:CLASS."""
+    if data is None:
+        return []
+    path = Path(data.rpartition(":")[0] if ".py:" in data else data)
+    return sorted(path.glob("*.npz")) if path.is_dir() else [path]
 
 
 def _write_files(file: Path, found: Measurement, options: Mapping[str, Any]) -> None:

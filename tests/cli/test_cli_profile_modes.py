@@ -135,6 +135,24 @@ def test_one_file_cannot_be_two(edgemm, fusion_bundle: Path, tmp_path: Path) -> 
     assert "the same file" in result.err
 
 
+@pytest.mark.parametrize("option", ["--csv", "--trace", "--html"])
+def test_what_is_read_is_not_written(edgemm, fusion_bundle: Path, onnx_file, npz, option: str) -> None:
+    model, data = onnx_file(LENGTHS), npz(x=np.ones((4, 30), np.float32))
+    asked = [
+        (fusion_bundle, fusion_bundle / "x", ()),
+        (fusion_bundle, fusion_bundle / "manifest.json", ()),
+        (model, model, ()),
+        (model, data, ("--data", data)),
+    ]
+    for file, output, more in asked:
+        before = output.read_bytes() if output.exists() else None
+        result = edgemm("profile", file, "--runs", 2, *more, option, output, "--force")
+        assert result.code == 1
+        assert "which is read" in result.err
+        assert (output.read_bytes() if output.exists() else None) == before
+    assert edgemm("profile", fusion_bundle, "--runs", 2).code == 0
+
+
 def test_energy_is_told_or_why_not(edgemm, fusion_bundle: Path) -> None:
     report = edgemm("profile", fusion_bundle, "--runs", 5, "--json").json
     energy = report["resources"]["energy"]
