@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -48,6 +49,9 @@ SECONDS = 10.0
 STREAMS = 8
 """Samples of one query of multi-stream (MLPerf Inference rules, "Scenarios")."""
 
+_MOST = 50
+"""Feeds, at most, from which the speed is told before a run."""
+
 _DETAIL, _PREFIX = "mlperf_log_detail.txt", ":::MLLOG "
 _PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
 
@@ -61,7 +65,7 @@ class Load:
         seconds: Least duration.
         queries: Least number of queries.
         batch: Most samples of one query that run in one call; a single stream has one.
-        qps: Queries per second of the server; None is half of what back-to-back calls reach.
+        qps: Queries per second of the server; None is half of what back-to-back calls reach over the feeds.
         latency_ms: Bound on the 99th percentile of the server's latency.
         logs: Folder for LoadGen's own logs; None throws them away.
     """
@@ -122,16 +126,26 @@ def _check(session: FusionSession, load: Load) -> None:
 
 
 def _expected(session: FusionSession, feeds: Sequence[Feed], load: Load) -> tuple[float, float]:
-    """Returns the seconds of one sample alone, and per sample of a full batch, from a few calls."""
-    calls: list[Callable[[], object]] = [
-        lambda: session.run(feeds[0]),
-        lambda: session.run(joined(session, [feeds[i % len(feeds)] for i in range(load.batch)])),
-    ]
-    seconds = []
+    """Returns the mean seconds of one sample alone, and per sample of a full batch, from calls over the feeds.
+
+    LoadGen draws from all feeds, which may differ in size: the mean is over all, or over `_MOST` drawn at random.
+    """
+    drawn = [feeds[i] for i in np.random.default_rng(0).permutation(len(feeds))[:_MOST]]
+    singles = [[feed] for feed in drawn]
+    full = [[drawn[(at + i) % len(drawn)] for i in range(load.batch)] for at in range(0, len(drawn), load.batch)]
+    return _mean_seconds(session, singles), _mean_seconds(session, full) / load.batch
+
+
+def _mean_seconds(session: FusionSession, groups: Sequence[Sequence[Feed]]) -> float:
+    """Returns the mean seconds of a call over all groups, in ten calls or more, after one of each."""
+    calls: list[Callable[[], object]] = [partial(_run_joined, session, group) for group in groups]
     for call in calls:
         call()
-        seconds.append(statistics.median(_timed(call) for _ in range(10)))
-    return seconds[0], seconds[1] / load.batch
+    return statistics.fmean(_timed(call) for _ in range(-(-10 // len(calls))) for call in calls)
+
+
+def _run_joined(session: FusionSession, group: Sequence[Feed]) -> None:
+    session.run(joined(session, group))
 
 
 def _timed(call: Callable[[], object]) -> float:

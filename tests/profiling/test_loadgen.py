@@ -11,6 +11,7 @@ import onnx.parser
 import pytest
 
 from edgemm.errors import BackendError, DataError
+from edgemm.profiling import loadgen
 from edgemm.profiling.loadgen import STREAMS, Detail, Load, joined, read_detail, run_scenario
 from edgemm.runtime import open_session
 
@@ -53,7 +54,8 @@ def run(model: Path, scenario: str, **more: Any) -> tuple[dict[str, Any], list[l
     with open_session(model, threads=1, cache="off") as session:
         watched = Watched(session, fail_at)
         found = run_scenario(watched, feeds(), Load(scenario, **{"seconds": 0.3, "queries": 100} | more))
-    return found, watched.calls[22:]  # without those before that tell how fast the model is
+    before = 2 * 15 if more.get("batch", 1) == 1 else 15 + 11  # those that tell how fast the model is
+    return found, watched.calls[before:]
 
 
 def test_single_stream(model: Path) -> None:
@@ -174,3 +176,14 @@ def test_a_log_without_a_result(tmp_path: Path) -> None:
         read_detail(log)
     log.write_text(':::MLLOG {"key": "result_validity", "value": "VALID", "metadata": {"is_error": false}}\n')
     assert read_detail(log) == Detail({"result_validity": "VALID"})
+
+
+def test_expected_speed_is_the_mean_over_all_feeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        def run(self, feed: Any) -> None:
+            pass
+
+    cost = {0: 1.0, 1: 9.0}
+    monkeypatch.setattr(loadgen, "_timed", lambda call: cost[int(call.args[1][0]["image"][0, 0])])
+    single, fastest = loadgen._expected(Session(), feeds(2), Load("server"))  # type: ignore[arg-type]
+    assert (single, fastest) == (5.0, 5.0)
