@@ -37,7 +37,8 @@ Examples:
     "--learn-missing",
     multiple=True,
     metavar="MODALITY",
-    help="Train what stands for a missing modality behind its encoder, repeatable; kept where it beats the mean.",
+    help="Train what stands for a missing modality behind its encoder, repeatable; kept where it beats the mean. "
+    "Not for models with states.",
 )
 @click.option(
     "--modality-report",

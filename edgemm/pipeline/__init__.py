@@ -27,7 +27,7 @@ from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
 from edgemm.pipeline.exporting import export
 from edgemm.pipeline.gaps import Filler
 from edgemm.pipeline.json_file import json_file
-from edgemm.pipeline.missing import behind_wanted, check_cuts, check_policy, find_cuts
+from edgemm.pipeline.missing import behind_wanted, check_cuts, check_fills, check_policy, find_cuts, kept_policy
 from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
@@ -73,6 +73,7 @@ def convert(
     clock = Clock()
     check_output(output, force=force)
     check_metric(recipe.evaluate, recipe.data.label)
+    check_fills(recipe)
     targets = _targets(recipe)
     with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
         manifest, files = _convert(recipe, targets, Path(folder), progress, clock)
@@ -131,8 +132,9 @@ def _convert(
         outcome = replace(outcome, variants=variants)
     with clock("missing"), closing(bench):
         gaps = Filler(recipe, stages, splits, bench, progress).fill(variants, files)
+        stream = kept_policy(recipe, gaps)
     outcome = replace(outcome, notes=(*outcome.notes, *gaps.notes))
-    manifest = replace(manifest, stream=recipe.stream.given(), stand_ins=tuple(gaps.stand_ins))
+    manifest = replace(manifest, stream=stream, stand_ins=tuple(gaps.stand_ins))
     return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files | gaps.files
 
 

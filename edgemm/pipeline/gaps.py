@@ -137,8 +137,8 @@ class Filler:
             self._progress.step("missing", f"{variant.name}: '{modality}' learned: {what}")
         else:
             gaps.notes.append(
-                f"'learned' is not kept for '{modality}' ({variant.name}): not better than the mean ({what}, "
-                f"standard error of the difference {found.error:.2g})"
+                f"'learned' is not kept for '{modality}' ({variant.name}): not better than the mean by "
+                f"more than two standard errors ({what}, standard error of the difference {found.error:.2g})"
             )
 
     def _report(self, variants: Sequence[Variant], engines: Mapping[str, Path]) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgemm.bundle import StandIn, Variant
 from edgemm.data import BlankValues, Samples, thinned
 from edgemm.data.blanks import ZEROS
-from edgemm.errors import DataError, RecipeError
+from edgemm.errors import DataError, RecipeError, did_you_mean
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.silence import Silence
 from edgemm.quant.chain import OpenStage, fed, feeds
@@ -28,6 +29,9 @@ from edgemm.runtime.session import SessionOptions
 from edgemm.runtime.stand_ins import BEHIND, has_batch
 from edgemm.runtime.stream_policy import inputs_of, policy_of
 from edgemm.tensors import IOSpec, TensorSpec
+
+LEARNED = "learned"
+"""The fill that is trained."""
 
 MEAN_SAMPLES = 256
 """Most calibration samples, spread evenly, that a mean is taken over."""
@@ -107,6 +111,47 @@ class Gaps:
         return {(m, fill): rows for (v, m, fill), rows in self.rows.items() if v in ("", variant)}
 
 
+def check_fills(recipe: Recipe) -> None:
+    """Checks what the recipe alone tells of fills, before anything is loaded.
+
+    Raises:
+        RecipeError: A stream is to be filled with what is not trained, or something is to be trained for a model
+            with states.
+    """
+    learn = recipe.missing.learn
+    for modality, fill in (recipe.stream.optional or {}).items():
+        if fill == LEARNED and modality not in learn:
+            raise RecipeError(
+                f"stream: optional: the fill of '{modality}' is 'learned', and missing.learn does not have it.",
+                hint=f"add --learn-missing {modality} (missing.learn in a recipe), or use the fill mean",
+            )
+    if learn and recipe.states:
+        raise _no_training(learn[0])
+
+
+def kept_policy(recipe: Recipe, gaps: Gaps) -> dict[str, Any]:
+    """Returns the policy for the bundle: `mean` in place of a trained value that a variant lacks; says so."""
+    policy = recipe.stream.given()
+    optional = dict(recipe.stream.optional or {})
+    for modality in [m for m, fill in optional.items() if fill == LEARNED]:
+        variants = [v for v, m, fill in gaps.rows if (m, fill) == (modality, "mean")]
+        lacking = [v for v in variants if (v, modality, LEARNED) not in gaps.rows]
+        if lacking:
+            optional[modality] = "mean"
+            gaps.notes.append(
+                f"streams fill '{modality}' with 'mean', not with 'learned': "
+                f"{', '.join(lacking)} has no trained value"
+            )
+    return policy | ({"optional": optional} if optional else {})
+
+
+def _no_training(modality: str) -> RecipeError:
+    return RecipeError(
+        f"missing.learn: no value can be trained for '{modality}': the model keeps states.",
+        hint="leave it out, and use another fill: mean, last, zeros, constant:VALUE or blank",
+    )
+
+
 def check_policy(recipe: Recipe, io: IOSpec) -> None:
     """Checks what the recipe says of streams and of missing modalities against the model.
 
@@ -122,7 +167,7 @@ def check_policy(recipe: Recipe, io: IOSpec) -> None:
         if modality not in names:
             raise RecipeError(
                 f"missing.learn: there is no modality '{modality}' (modalities: {', '.join(names)}).",
-                hint="`edgemm inspect` shows the modalities",
+                hint=did_you_mean(modality, names, "`edgemm inspect` shows the modalities"),
             )
     wanted = behind_wanted(recipe)
     if wanted and recipe.data.calib is None:
@@ -135,6 +180,8 @@ def check_policy(recipe: Recipe, io: IOSpec) -> None:
             f"what stands for '{wanted[0]}' goes in behind its encoder; the layout 'whole' has one engine.",
             hint="use --layout staged",
         )
+    if recipe.missing.learn and io.states:
+        raise _no_training(recipe.missing.learn[0])
     if recipe.missing.report and recipe.data.eval is None and recipe.data.calib is None:
         raise RecipeError("the modality report needs samples, and there are none.", hint="give some with --eval")
 
@@ -168,8 +215,7 @@ def check_cuts(recipe: Recipe, cuts: Mapping[str, Cut], io: IOSpec) -> None:
     for modality in behind_wanted(recipe):
         obstacle = cuts[modality].obstacle(io, told)
         if obstacle is None and modality in recipe.missing.learn:
-            obstacle = "the model keeps states" if io.states else None
-            obstacle = obstacle or ("it has no encoder" if cuts[modality].encoder is None else None)
+            obstacle = "it has no encoder" if cuts[modality].encoder is None else None
         if obstacle is not None:
             raise RecipeError(
                 f"nothing can stand for '{modality}' behind its encoder: {obstacle}.",

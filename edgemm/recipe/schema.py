@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from edgemm.data import Blank
-from edgemm.errors import DataError
+from edgemm.errors import DataError, did_you_mean
 from edgemm.runtime.stand_ins import HEAD, STORED
 from edgemm.runtime.stream_policy import FILLS, Drop
 
@@ -185,7 +185,11 @@ class StreamSection(Section):
                     raise ValueError(f"the fill of '{modality}' is '{fill}', expected constant:VALUE") from error
             elif fill not in (*FILLS, *STORED):
                 known = ", ".join((*FILLS, *STORED))
-                raise ValueError(f"the fill of '{modality}' is '{fill}', expected one of {known}")
+                close = did_you_mean(fill, (*FILLS, *STORED), "")
+                raise ValueError(
+                    f"the fill of '{modality}' is '{fill}', expected one of {known}"
+                    + (f"; {close}" if close else "")
+                )
         return value
 
     def given(self) -> dict[str, Any]:
@@ -199,7 +203,8 @@ class MissingSection(Section):
     learn: tuple[str, ...] = Field(
         default=(),
         description="Modalities for which a value is trained that stands for what their encoder gives; "
-        "it is kept where it is better than the mean on samples that it was not trained on.",
+        "it is kept where it is better than the mean on samples that it was not trained on; not for models "
+        "with states.",
     )
     report: bool = Field(
         default=False,

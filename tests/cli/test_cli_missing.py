@@ -76,6 +76,7 @@ def test_the_recipes_policy_is_shown(edgemm, arguments, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--learn-missing", "sound"], "missing.learn: there is no modality 'sound' (modalities: image, audio)"),
+        (["--learn-missing", "audi"], "did you mean 'audio'?"),
         (["--learn-missing", "audio", "--layout", "whole"], "the layout 'whole' has one engine"),
     ],
 )

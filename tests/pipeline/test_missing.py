@@ -16,12 +16,14 @@ from edgemm.bundle import Manifest, read_manifest, verify
 from edgemm.errors import RecipeError
 from edgemm.pipeline import ConvertResult, convert
 from edgemm.pipeline.learn import choose_loss
+from edgemm.pipeline.missing import check_policy
 from edgemm.pipeline.modalities import find_cases
 from edgemm.pipeline.splits import divide, open_splits
+from edgemm.recipe import build_recipe
 from edgemm.recipe.schema import DataSection
 from edgemm.runtime import open_session
 from edgemm.runtime.stand_ins import StandIns
-from edgemm.tensors import IOSpec, TensorSpec
+from edgemm.tensors import IOSpec, StateSpec, TensorSpec
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,39 @@ def test_what_is_not_better_than_the_mean_is_not_kept_and_said(total: ConvertRes
     }
     (note,) = [n for n in total.manifest.info["notes"] if "learned" in n]
     assert "'learned' is not kept for 'audio' (cpu-fp32): not better than the mean" in note
+    assert "by more than two standard errors" in note
     assert "90 held-out samples, against labels" in note
+
+
+def test_a_stream_that_asks_for_what_is_not_kept_has_the_mean(tmp_path: Path) -> None:
+    wanted = {"missing": {"learn": ["audio"]}, "stream": {"optional": {"audio": "learned"}, "queue": 4}}
+    result = convert(write(tmp_path, SUM, sum_samples) | wanted, tmp_path / "sum.edgemm")
+    assert result.manifest.stream == {"optional": {"audio": "mean"}, "queue": 4}
+    note = "streams fill 'audio' with 'mean', not with 'learned': cpu-fp32 has no trained value"
+    assert note in result.manifest.info["notes"]
+    with open_session(result.path) as session, session.stream(trigger="image") as stream:
+        assert stream.policy.optional == {"audio": "mean"}
+
+
+def test_states_that_the_model_itself_tells_of_allow_no_training() -> None:
+    spec = TensorSpec("audio", "float32", ("batch", 1))
+    memory = TensorSpec("memory", "float32", ("batch", 1))
+    after = TensorSpec("after", "float32", ("batch", 1))
+    io = IOSpec((spec, memory), (after,), {"audio": "audio"}, (StateSpec("memory", "after"),), "batch")
+    with pytest.raises(RecipeError, match="no value can be trained for 'audio': the model keeps states") as caught:
+        check_policy(
+            build_recipe(
+                {"model": {"path": "m"}, "data": {"calib": "c"}, "missing": {"learn": ["audio"]}}, where="recipe"
+            ),
+            io,
+        )
+    assert "mean" in (caught.value.hint or "")
+
+
+def test_a_stream_that_asks_for_what_is_kept_has_it(tmp_path: Path) -> None:
+    wanted = {"missing": {"learn": ["audio"]}, "stream": {"optional": {"audio": "learned"}}}
+    result = convert(write(tmp_path, GATE, gate_samples) | wanted, tmp_path / "gate.edgemm")
+    assert result.manifest.stream == {"optional": {"audio": "learned"}}
 
 
 def test_the_report_of_a_regression(total: ConvertResult) -> None:
@@ -217,6 +251,9 @@ def test_equal_conversions_give_equal_bytes(tmp_path: Path) -> None:
         ({"stream": {"optional": {"sound": "last"}}}, "stream: optional: there is no modality 'sound'"),
         ({"stream": {"window": {"sound": 0.1}}}, "stream: window: there is no modality 'sound'"),
         ({"missing": {"learn": ["sound"]}}, "missing.learn: there is no modality 'sound'"),
+        ({"stream": {"optional": {"audio": "learned"}}}, "'learned', and missing.learn does not have it"),
+        ({"stream": {"optional": {"audio": "lerned"}}}, "did you mean 'learned'?"),
+        ({"missing": {"learn": ["audio"]}, "states": {"a": "b"}}, "no value can be trained for 'audio'"),
         ({"missing": {"learn": ["audio"]}, "layout": "whole"}, "the layout 'whole' has one engine"),
         ({"stream": {"optional": {"audio": "mean"}}, "data": {}}, "computed from calibration samples"),
         ({"missing": {"report": True}, "data": {}}, "the modality report needs samples"),
