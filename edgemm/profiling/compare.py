@@ -251,7 +251,10 @@ def _measure_once(
 def _recorder(
     session: FusionSession, feeds: Sequence[Feed], every: int | None
 ) -> tuple[Callable[[], None], dict[str, list[float]]]:
-    """Returns a call that runs the next feed and keeps the seconds of each engine, and where they are kept."""
+    """Returns a call that runs the next feed and keeps the seconds of each engine, and where they are kept.
+
+    Each feed runs twice: who is called first takes turns, and so each meets both orders.
+    """
     kept: dict[str, list[float]] = {entry.name: [] for entry in session.variant.engines}
     calls = 0
 
@@ -259,7 +262,7 @@ def _recorder(
         nonlocal calls
         if every and calls and calls % every == 0:
             session.reset_state()
-        _, seconds = session.run_timed(feeds[calls % len(feeds)])
+        _, seconds = session.run_timed(feeds[calls // 2 % len(feeds)])
         calls += 1
         for name, values in kept.items():
             values.append(seconds[name])

@@ -7,13 +7,15 @@ it likes.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemm._optional import require
-from edgemm.errors import BackendError, BundleError
+from edgemm.errors import BackendError, BundleError, DataError
 from edgemm.runtime.session import SessionOptions
 from edgemm.tensors import TensorSpec
 
@@ -39,6 +41,9 @@ DTYPES = {
 """ONNX Runtime's type names that numpy has a dtype for."""
 
 _FATAL = 4
+_RECURRENT = re.compile(rb'"(?:\x03GRU|\x03RNN|\x04LSTM|\x13DynamicQuantizeLSTM)')
+"""`NodeProto.op_type` of what ends the process, in ONNX Runtime, when it is given nothing."""
+
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 
 
@@ -54,6 +59,7 @@ class OrtSession:
         """
         self.name = Path(engine).name
         self._profiling = options.profile_to is not None
+        self._recurrent = _is_recurrent(Path(engine))
         self._session: Any = self._open(Path(engine), options)
         self.inputs = _specs(self._session.get_inputs(), "input", self.name)
         self.outputs = _specs(self._session.get_outputs(), "output", self.name)
@@ -66,9 +72,12 @@ class OrtSession:
         """Returns the outputs in the order of `outputs`. `feed` holds exactly the engine's inputs.
 
         Raises:
+            DataError: An input has nothing in it, and the engine has recurrent layers.
             BackendError: A node failed; the message names it.
             BundleError: The session is closed.
         """
+        if self._recurrent:
+            self._check_filled(feed)
         session = self._session
         if session is None:
             raise BundleError(f"engine '{self.name}' is closed.", hint="open the session again")
@@ -81,11 +90,31 @@ class OrtSession:
             ) from error
         return outputs
 
+    def _check_filled(self, feed: Mapping[str, np.ndarray]) -> None:
+        for name, array in feed.items():
+            if array.size == 0:
+                raise DataError(
+                    f"engine '{self.name}': input '{name}' is empty, its shape is {array.shape}; recurrent layers "
+                    "take 1 sample and 1 step or more.",
+                    hint="leave out a call that has nothing to run on",
+                )
+
     def close(self) -> None:
         """Frees what the engine holds; a second call does nothing. A run under way in a thread ends first."""
         session, self._session = self._session, None
         if session is not None and self._profiling:
             session.end_profiling()
+
+
+def _is_recurrent(engine: Path) -> bool:
+    """Returns whether a recurrent operator is in an ONNX file."""
+    with (
+        contextlib.suppress(OSError, ValueError),  # no file, or nothing in it
+        engine.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        return _RECURRENT.search(data) is not None
+    return False
 
 
 def open_onnx(model: Path | bytes, options: SessionOptions, name: str) -> Any:

@@ -60,6 +60,30 @@ def test_no_verdict_on_a_model_against_itself_in_20_repeats(pair: dict[str, Path
             assert verdict(ratio, *medians) == "no difference", (name, repeat, ratio, medians)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+def test_each_sample_is_measured_in_both_orders(
+    pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    seen: list[tuple[int, float]] = []
+    run = FusionSession.run_timed
+
+    def note(self: FusionSession, feed: dict[str, np.ndarray]) -> object:
+        seen.append((id(self), float(feed["image"][0, 0])))
+        return run(self, feed)
+
+    def given(session: FusionSession) -> list[dict[str, np.ndarray]]:
+        return [{**feeds(session)[0], "image": np.full((1, 4), at, np.float32)} for at in range(samples)]
+
+    monkeypatch.setattr(FusionSession, "run_timed", note)
+    opens = (lambda: open_session(pair["plain"], cache="off"), lambda: open_session(pair["plain"], cache="off"))
+    measure_pair(opens, given, runs=2 * samples * OPENINGS, warmup=0)
+    rounds = [seen[at : at + 2] for at in range(0, 4 * samples, 2)]
+    assert all(first[1] == second[1] for first, second in rounds)
+    assert {(first[1], first[0]) for first, _ in rounds} == {
+        (at, who[0]) for at in range(samples) for who in seen[:2]
+    }
+
+
 def test_every_opening_has_its_share_of_the_runs(pair: dict[str, Path]) -> None:
     a, b = measured(pair["plain"], pair["plain"], 4 * OPENINGS + 1)
     assert [t.runs for t in a.totals] == [t.runs for t in b.totals] == [5] + [4] * (OPENINGS - 1)

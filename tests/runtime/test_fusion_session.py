@@ -236,6 +236,20 @@ def test_empty_arrays_pass_through(make_bundle: Bundle) -> None:
     np.testing.assert_array_equal(out["z"], np.ones((2, 3)))
 
 
+RECURRENT = """g (float[time,batch,2] x) => (float[1,batch,3] h)
+{ ws = Constant<value_ints=[1,9,2]>()  w = ConstantOfShape(ws)  rs = Constant<value_ints=[1,9,3]>()
+  r = ConstantOfShape(rs)  y, h = GRU<hidden_size=3>(x, w, r) }"""
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 2), (4, 0, 2)])
+def test_recurrent_layers_refuse_what_would_end_the_process(make_bundle: Bundle, shape: tuple[int, ...]) -> None:
+    session = open_session(make_bundle({"g": RECURRENT}))
+    assert session.run({"x": np.ones((4, 1, 2), np.float32)})["h"].shape == (1, 1, 3)
+    for _ in range(2):  # shapes that were seen before are looked at as closely
+        with pytest.raises(DataError, match="'x' is empty, its shape is"):
+            session.run({"x": np.zeros(shape, np.float32)})
+
+
 FIXED = """g (float[4,3] x, float[4] gain, float[3,3] matrix) => (float[4,3] y, float[4] g2)
 { p = MatMul(x, matrix)  y = Relu(p)  g2 = Mul(gain, gain) }"""
 

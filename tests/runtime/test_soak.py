@@ -205,7 +205,7 @@ def test_the_exit_code_tells(
     assert (code, record["broken"]) == (0, [])
     assert record["bundles"] == ["2.edgemm", "3.edgemm"]
     assert {"created", "machine", "tools"} <= record.keys()
-    assert "KiB per minute" in capsys.readouterr().out
+    assert " results, 0 wrong, 0 repeated" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         repeat_results(patch)
         code, record = run_main(patch, bundles, tmp_path)
