@@ -253,16 +253,17 @@ def _recorder(
 ) -> tuple[Callable[[], None], dict[str, list[float]]]:
     """Returns a call that runs the next feed and keeps the seconds of each engine, and where they are kept.
 
-    Each feed runs twice: who is called first takes turns, and so each meets both orders.
+    Who is called first takes turns, and a cycle is odd: each feed meets both orders. The last of an even number
+    of feeds runs twice in a cycle.
     """
     kept: dict[str, list[float]] = {entry.name: [] for entry in session.variant.engines}
-    calls = 0
+    calls, odd = 0, len(feeds) | 1
 
     def call() -> None:
         nonlocal calls
         if every and calls and calls % every == 0:
             session.reset_state()
-        _, seconds = session.run_timed(feeds[calls // 2 % len(feeds)])
+        _, seconds = session.run_timed(feeds[min(calls % odd, len(feeds) - 1)])
         calls += 1
         for name, values in kept.items():
             values.append(seconds[name])
