@@ -95,6 +95,24 @@ class IOSpec:
         """Modalities in the order of the first input of each."""
         return tuple(dict.fromkeys(self.modalities[i.name] for i in self.feed_inputs))
 
+    def no_modality(self, where: str, name: object) -> DataError:
+        """Returns what to say of a name, given at `where`, that no modality has."""
+        known = self.modality_names()
+        return DataError(
+            f"{where}: there is no modality '{name}' (modalities: {', '.join(known)}).",
+            hint=did_you_mean(str(name), known, "`edgemm inspect` shows the modalities"),
+        )
+
+    def sizes(self, values: Feed) -> dict[str, int]:
+        """Returns the size of each symbolic dimension that the inputs in `values` show."""
+        return {
+            dim: size
+            for spec in self.inputs
+            if spec.name in values
+            for dim, size in zip(spec.shape, values[spec.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+
     def input(self, name: str) -> TensorSpec:
         """Returns the input called `name`.
 

@@ -248,12 +248,7 @@ class _Trial:
         found = []
         for batch in self._batches:
             count = fed(batch.feed, session.io)
-            sizes = {
-                dim: size
-                for spec in session.io.feed_inputs
-                for dim, size in zip(spec.shape, batch.feed[spec.name].shape, strict=True)
-                if isinstance(dim, str)
-            }
+            sizes = session.io.sizes(batch.feed)
             feed = {**batch.feed, **placed.feed(session.io, cut.modality, sizes, count)}
             behind = placed.behind(session.io, count)
             outputs = session.run_cached(batch.cache, feed, {cut.modality}, behind)

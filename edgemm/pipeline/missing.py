@@ -19,7 +19,7 @@ import numpy as np
 from edgemm.bundle import StandIn, Variant
 from edgemm.data import BlankValues, Samples, thinned
 from edgemm.data.blanks import ZEROS
-from edgemm.errors import DataError, RecipeError, did_you_mean
+from edgemm.errors import DataError, RecipeError
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.silence import Silence
 from edgemm.quant.chain import OpenStage, fed, feeds
@@ -165,10 +165,8 @@ def check_policy(recipe: Recipe, io: IOSpec) -> None:
     names = io.modality_names()
     for modality in recipe.missing.learn:
         if modality not in names:
-            raise RecipeError(
-                f"missing.learn: there is no modality '{modality}' (modalities: {', '.join(names)}).",
-                hint=did_you_mean(modality, names, "`edgemm inspect` shows the modalities"),
-            )
+            unknown = io.no_modality("missing.learn", modality)
+            raise RecipeError(str(unknown), hint=unknown.hint)
     wanted = behind_wanted(recipe)
     if wanted and recipe.data.calib is None:
         raise RecipeError(

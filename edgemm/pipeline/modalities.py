@@ -216,12 +216,7 @@ class _Runner:
         count = fed(feed, io)
         values = dict(feed)
         behind: dict[str, Mapping[str, np.ndarray]] = {}
-        sizes = {
-            dim: size
-            for spec in io.feed_inputs
-            for dim, size in zip(spec.shape, feed[spec.name].shape, strict=True)
-            if isinstance(dim, str)
-        }
+        sizes = io.sizes(feed)
         for modality in case.missing:
             placed = self._session.stand_ins.find(modality, case.fill)
             if placed is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.errors import DataError, did_you_mean
+from edgemm.errors import DataError
 from edgemm.profiling.record import Runs, Spans
 from edgemm.profiling.report import CACHED
 from edgemm.profiling.times import times_json
@@ -68,10 +68,7 @@ def check_cached(io: IOSpec, unchanged: Collection[str], *, reusable: bool) -> N
     known = io.modality_names()
     for name in unchanged:
         if name not in known:
-            raise DataError(
-                f"--cached {name}: there is no modality '{name}' (modalities: {', '.join(known)}).",
-                hint=did_you_mean(name, known, "`edgemm inspect` shows the modalities"),
-            )
+            raise io.no_modality(f"--cached {name}", name)
     shown = ",".join(unchanged)
     if set(unchanged) >= set(known):
         raise DataError(

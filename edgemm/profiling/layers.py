@@ -98,7 +98,7 @@ def profile_layers(
             nodes = sum(len(graph.nodes) for graph in graphs)
             _run(session, feeds, min(runs, max(LEAST, MAX_TIMED // max(nodes, 1))), seconds)
         read: list[_Read] = []
-        sizes = _sizes(session, feeds[0])
+        sizes = session.io.sizes(feeds[0])
         for entry, file, graph in zip(session.variant.engines, files, graphs, strict=True):
             backend = _backend(session, entry)
             if backend not in READERS:
@@ -264,16 +264,6 @@ def _backend(session: FusionSession, entry: EngineEntry) -> str:
 def _files(session: FusionSession) -> tuple[str, ...]:
     """Returns the file of each engine of the variant as it was opened."""
     return session.choice.engines if session.choice is not None else tuple(e.file for e in session.variant.engines)
-
-
-def _sizes(session: FusionSession, feed: Feed) -> dict[str, int]:
-    """Returns symbolic size -> its value in a feed."""
-    return {
-        dim: size
-        for spec in session.io.feed_inputs
-        for dim, size in zip(spec.shape, np.shape(feed[spec.name]), strict=True)
-        if isinstance(dim, str)
-    }
 
 
 def _graph(engine: Path) -> Graph:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgemm.errors import DataError, did_you_mean
+from edgemm.errors import DataError
 from edgemm.profiling.record import Recorder, Runs
 from edgemm.profiling.report import PACED
 from edgemm.profiling.times import times_json
@@ -83,10 +83,7 @@ def make_schedule(io: IOSpec, rates: Mapping[str, float]) -> Schedule:
     known = io.modality_names()
     for name, rate in rates.items():
         if name not in known:
-            raise DataError(
-                f"--rate {name}={rate:g}: there is no modality '{name}' (modalities: {', '.join(known)}).",
-                hint=did_you_mean(name, known, "`edgemm inspect` shows the modalities"),
-            )
+            raise io.no_modality(f"--rate {name}={rate:g}", name)
         if not 0 < rate <= MOST_HZ:
             raise DataError(
                 f"--rate {name}={rate:g}: expected a number above 0 and up to {MOST_HZ:,.0f}.",

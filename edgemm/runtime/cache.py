@@ -340,10 +340,7 @@ def check_marks(io: IOSpec, changed: Collection[str]) -> None:
     known = io.modalities.values()
     for name in changed:
         if name not in known:
-            raise DataError(
-                f"changed: there is no modality '{name}' (modalities: {', '.join(io.modality_names())}).",
-                hint=did_you_mean(str(name), io.modality_names(), "`edgemm inspect` shows the modalities"),
-            )
+            raise io.no_modality("changed", name)
 
 
 def _sources(io: IOSpec, steps: Sequence[Step]) -> tuple[frozenset[str], ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from edgemm.errors import BundleError, DataError, did_you_mean
-from edgemm.tensors import Feed, IOSpec, TensorSpec, check_feed
+from edgemm.tensors import Feed, IOSpec, check_feed
 
 
 class StateStore:
@@ -64,7 +64,7 @@ class StateStore:
         if not lacking:
             return
         check_feed(self._io, feed)
-        sizes = _sizes(self._io, values)
+        sizes = self._io.sizes(values)
         if isinstance(self._io.batch, str):
             sizes.setdefault(self._io.batch, 1)
         for spec in lacking:
@@ -72,7 +72,7 @@ class StateStore:
             values[spec.name] = np.zeros(shape, np.dtype(spec.dtype))
 
     def _check_kept(self, feed: Feed) -> None:
-        sizes = _sizes(self._io, feed)
+        sizes = self._io.sizes(feed)
         for spec in self.specs:
             value = self.kept.get(spec.name)
             if value is None or spec.name in feed:
@@ -126,14 +126,3 @@ def restore(store: StateStore | None, states: Feed) -> None:
         check_feed(IOSpec(specs, (), {}, batch=None), values)
     if store is not None:
         store.kept = {name: np.array(value, order="C") for name, value in values.items()}
-
-
-def _sizes(io: IOSpec, values: Feed) -> dict[str, int]:
-    """Returns the size of each symbolic dimension that the arrays in `values` show."""
-    present: list[tuple[TensorSpec, np.ndarray]] = [(i, values[i.name]) for i in io.inputs if i.name in values]
-    return {
-        dim: size
-        for spec, value in present
-        for dim, size in zip(spec.shape, value.shape, strict=True)
-        if isinstance(dim, str)
-    }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.errors import DataError, did_you_mean
+from edgemm.errors import DataError
 from edgemm.runtime.stand_ins import Behind, StandIns
 from edgemm.runtime.stream_policy import StreamPolicy, fill_value, inputs_of
 from edgemm.runtime.stream_sync import SampleSet
@@ -25,8 +25,7 @@ class Intake:
         """Takes samples for a model with the signature `io`."""
         self.newest: dict[str, Mapping[str, np.ndarray]] = {}
         self._io = io
-        self._modalities = io.modality_names()
-        self._parts = {m: _part(io, m) for m in self._modalities}
+        self._parts = {m: _part(io, m) for m in io.modality_names()}
 
     def arrays(self, modality: str, sample: Any) -> dict[str, np.ndarray]:
         """Returns a checked copy of a sample, with the batch axis.
@@ -36,10 +35,7 @@ class Intake:
         """
         part = self._parts.get(modality)
         if part is None:
-            raise DataError(
-                f"push: there is no modality '{modality}' (modalities: {', '.join(self._modalities)}).",
-                hint=did_you_mean(str(modality), self._modalities, "`edgemm inspect` shows the modalities"),
-            )
+            raise self._io.no_modality("push", modality)
         if not isinstance(sample, Mapping):
             if len(part.inputs) > 1:
                 check_feed(part, sample)  # says that it is no mapping
@@ -81,26 +77,16 @@ class Intake:
         for sample in found.samples.values():
             if sample is not None:
                 feed.update(sample.arrays)
-        sizes = self._sizes(feed)
+        sizes = self._io.sizes(feed)
         for modality in found.filled:
             fill, like = policy.fill(modality), self.newest.get(modality)
             placed = stand_ins.find(modality, fill) if isinstance(fill, str) else None
             if placed is None:
                 feed.update(fill_value(self._io, modality, fill, like, sizes))
             else:
-                feed.update(placed.feed(self._io, modality, self._sizes(like or {}) | sizes))
+                feed.update(placed.feed(self._io, modality, self._io.sizes(like or {}) | sizes))
                 behind.update(placed.behind(self._io))
         return feed, behind
-
-    def _sizes(self, feed: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Returns the size of every symbolic dimension that these arrays show."""
-        return {
-            dim: size
-            for spec in self._io.feed_inputs
-            if spec.name in feed
-            for dim, size in zip(spec.shape, feed[spec.name].shape, strict=True)
-            if isinstance(dim, str)
-        }
 
 
 def _part(io: IOSpec, modality: str) -> IOSpec:

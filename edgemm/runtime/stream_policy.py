@@ -74,18 +74,18 @@ class StreamPolicy:
                 _refuse(name, getattr(self, name), "a mapping from modalities")
         if isinstance(self.trigger, str):
             if self.trigger != ANY:
-                _known("trigger", self.trigger, known)
+                _known("trigger", self.trigger, io)
         elif not _is_number(self.trigger) or self.trigger <= 0:
             _refuse("trigger", self.trigger, "a modality, 'any' or a rate in hertz above 0")
         for name in ("window", "max_age"):
             value = getattr(self, name)
             by_modality = value if isinstance(value, Mapping) else {} if value is None else {known[0]: value}
             for modality, seconds in by_modality.items():
-                _known(name, modality, known)
+                _known(name, modality, io)
                 if not _is_number(seconds, infinite=True) or seconds < 0:
                     _refuse(f"{name} of '{modality}'", seconds, "seconds, 0 or more")
         for modality, seconds in self.offset.items():
-            _known("offset", modality, known)
+            _known("offset", modality, io)
             if not _is_number(seconds):
                 _refuse(f"offset of '{modality}'", seconds, "seconds")
         if self.timeout is not None and (not _is_number(self.timeout) or self.timeout < 0):
@@ -95,7 +95,7 @@ class StreamPolicy:
         if self.drop not in get_args(Drop):
             _refuse("drop", self.drop, f"one of {', '.join(get_args(Drop))}")
         for modality, fill in self.optional.items():
-            _known("optional", modality, known)
+            _known("optional", modality, io)
             _check_fill(io, modality, fill, frozenset(known) - self.optional.keys(), stand_ins)
 
     def seconds(self, name: Literal["window", "max_age"], modality: str) -> float | None:
@@ -234,12 +234,9 @@ def _check_sizes(io: IOSpec, modality: str, fill: str, required: frozenset[str])
                 )
 
 
-def _known(where: str, modality: str, known: tuple[str, ...]) -> None:
-    if modality not in known:
-        raise DataError(
-            f"{where}: there is no modality '{modality}' (modalities: {', '.join(known)}).",
-            hint=did_you_mean(str(modality), known, "`edgemm inspect` shows the modalities"),
-        )
+def _known(where: str, modality: str, io: IOSpec) -> None:
+    if modality not in io.modality_names():
+        raise io.no_modality(where, modality)
 
 
 def _is_number(value: object, *, infinite: bool = False) -> bool:
