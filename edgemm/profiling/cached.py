@@ -5,14 +5,14 @@ These times say what an app sees between two samples of a slow sensor. They are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgemm.errors import DataError
-from edgemm.profiling.record import Runs, Spans
+from edgemm.profiling.record import Runs, Spans, cycle
 from edgemm.profiling.report import CACHED
 from edgemm.profiling.times import times_json
 from edgemm.profiling.warmup import WarmupRule, warm_up
@@ -107,9 +107,15 @@ def cached(
     changed = tuple(m for m in io.modality_names() if m not in unchanged)
     held = {name: array for name, array in feeds[0].items() if io.modalities.get(name) in unchanged}
     label = f"cached {', '.join(unchanged)}"
+    samples: list[int] = []
+
+    def run(feed: Feed, at: int) -> None:
+        samples.append(at)
+        session.run(feed, changed=changed)
+
     session.use_cache("marks")
     try:
-        call, samples = _cycle(session, [{**feed, **held} for feed in feeds], changed)
+        call = cycle(run, [{**feed, **held} for feed in feeds])
         session.run(feeds[0], changed=io.modality_names())
         warm_up(call, warmup)
         before = session.cache_info().reused
@@ -125,19 +131,3 @@ def cached(
     found = Runs(CACHED, label, due, np.zeros(times.size), times, np.array(samples), names, spans)
     reused = tuple(name for name in names if after[name] - before[name] >= times.size)
     return Cached(found, changed, tuple(unchanged), reused)
-
-
-def _cycle(
-    session: FusionSession, feeds: Sequence[Feed], changed: tuple[str, ...]
-) -> tuple[Callable[[], None], list[int]]:
-    """Returns a call that runs the next feed, and the list of those that ran."""
-    ran: list[int] = []
-    at, last = 0, len(feeds) - 1
-
-    def call() -> None:
-        nonlocal at
-        ran.append(at)
-        session.run(feeds[at], changed=changed)
-        at = at + 1 if at < last else 0
-
-    return call, ran

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from edgemm.errors import DataError
+from edgemm.profiling.record import Recorder, cycle
+from edgemm.profiling.report import BACK_TO_BACK
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.latency import Latencies, Ratio, measure, ratio
 from edgemm.tensors import Feed, check_feed
@@ -222,9 +224,9 @@ def _check_same_inputs(sessions: tuple[FusionSession, FusionSession], feeds: Seq
 
 
 def _about(session: FusionSession) -> tuple[Mapping[str, Any], Mapping[str, tuple[str, ...]]]:
-    variant, choice = session.variant, session.choice
-    backend = choice.backend if choice is not None else variant.backend
-    about = {"variant": variant.name, "target": variant.target, "layout": variant.layout, "backend": backend}
+    variant = session.variant
+    about = {"variant": variant.name, "target": variant.target, "layout": variant.layout}
+    about["backend"] = session.backend
     return about, {entry.name: entry.stages for entry in variant.engines}
 
 
@@ -237,38 +239,18 @@ def _measure_once(
     every: int | None,
     warmup: int,
 ) -> tuple[dict[str, Latencies], tuple[dict[str, Latencies], dict[str, Latencies]]]:
-    """Returns the times of whole calls as `a` and `b`, and those of each engine, of one opening."""
-    recorders = [_recorder(session, feeds, every) for session in sessions]
-    calls = {"ab"[side]: recorders[side][0] for side in (0, 1)}
-    found = measure(calls, runs=runs, seconds=seconds, warmup=warmup)
-    inside = [
-        {name: Latencies(np.array(values[-found["a"].runs :])) for name, values in kept.items()}
-        for _, kept in recorders
-    ]
-    return found, (inside[0], inside[1])
+    """Returns the times of whole calls as `a` and `b`, and those of each engine, of one opening.
 
-
-def _recorder(
-    session: FusionSession, feeds: Sequence[Feed], every: int | None
-) -> tuple[Callable[[], None], dict[str, list[float]]]:
-    """Returns a call that runs the next feed and keeps the seconds of each engine, and where they are kept.
-
-    Who is called first takes turns, and a cycle is odd: each feed meets both orders. The last of an even number
-    of feeds runs twice in a cycle.
+    Who is called first takes turns, so each feed meets both orders in a cycle that is odd: the last of an even
+    number of feeds runs twice in it.
     """
-    kept: dict[str, list[float]] = {entry.name: [] for entry in session.variant.engines}
-    calls, odd = 0, len(feeds) | 1
-
-    def call() -> None:
-        nonlocal calls
-        if every and calls and calls % every == 0:
-            session.reset_state()
-        _, seconds = session.run_timed(feeds[min(calls % odd, len(feeds) - 1)])
-        calls += 1
-        for name, values in kept.items():
-            values.append(seconds[name])
-
-    return call, kept
+    odd = [*feeds, *feeds[-1:]] if len(feeds) % 2 == 0 else feeds
+    recorders = [Recorder(session, every or 0) for session in sessions]
+    calls = {side: cycle(recorder.call, odd) for side, recorder in zip("ab", recorders, strict=True)}
+    found = measure(calls, runs=runs, seconds=seconds, warmup=warmup)
+    kept = [recorder.runs(BACK_TO_BACK, "").engine_seconds() for recorder in recorders]
+    a, b = ({name: Latencies(values[-found["a"].runs :]) for name, values in side.items()} for side in kept)
+    return found, (a, b)
 
 
 def compare_stages(a: Opened, b: Opened) -> list[dict[str, Any]]:

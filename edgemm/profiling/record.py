@@ -164,13 +164,13 @@ class Recorder:
         return Runs(mode, label, due - zero, began - due, ended - due, samples, self._names, spans)
 
 
-def cycle(recorder: Recorder, feeds: Sequence[Feed]) -> Callable[[], None]:
-    """Returns a call without arguments that runs the next feed, over and over."""
+def cycle(run: Callable[[Feed, int], object], feeds: Sequence[Feed]) -> Callable[[], None]:
+    """Returns a call without arguments that gives `run` the next feed and its number, over and over."""
     at, last = 0, len(feeds) - 1
 
     def call() -> None:
         nonlocal at
-        recorder.call(feeds[at], at)
+        run(feeds[at], at)
         at = at + 1 if at < last else 0
 
     return call

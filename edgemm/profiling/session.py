@@ -109,7 +109,7 @@ def profile_session(
     session.run(feeds[0])
     first = perf_counter() - start
     recorder = Recorder(session, plan.reset_every)
-    call = cycle(recorder, feeds)
+    call = cycle(recorder.call, feeds)
     steady = warm_up(call, plan.warmup)
     watch.warm()
     plain = back_to_back(recorder, call, **plan.length)
@@ -151,8 +151,7 @@ def _plain_mode(plain: Runs) -> dict[str, Any]:
 
 def session_facts(session: FusionSession) -> dict[str, Any]:
     """Returns the keys of a report that say what runs and by what."""
-    choice, variant = session.choice, session.variant
-    backend = choice.backend if choice is not None else variant.backend
+    choice, variant, backend = session.choice, session.variant, session.backend
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -168,8 +167,7 @@ def session_facts(session: FusionSession) -> dict[str, Any]:
 
 def on_gpu(session: FusionSession) -> bool:
     """Returns whether an engine of a session runs on an NVIDIA GPU."""
-    backend = session.choice.backend if session.choice is not None else session.variant.backend
-    return any(name == "tensorrt" or name.startswith("ort-") for name in backend.split("+"))
+    return any(name == "tensorrt" or name.startswith("ort-") for name in session.backend.split("+"))
 
 
 def warnings_of(report: Mapping[str, Any], drifted: float) -> list[str]:

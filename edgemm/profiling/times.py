@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 
 from edgemm.errors import DataError
-from edgemm.runtime.latency import CONFIDENCE, PERCENTILES, Latencies, samples_needed
+from edgemm.runtime.latency import (
+    BUCKETS_PER_DECADE,
+    CONFIDENCE,
+    PERCENTILES,
+    Latencies,
+    edge_ms,
+    samples_needed,
+)
 
 LEVEL = 0.95
 """Confidence of the intervals."""
-
-BUCKETS_PER_DECADE = 40
-"""Resolution of the histograms: each edge is about 6 % above the one before."""
 
 
 def times_json(seconds: np.ndarray, *, histogram: bool = True) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def histogram_json(milliseconds: np.ndarray) -> dict[str, Any]:
     values = np.maximum(milliseconds, 1e-6)
     first = math.floor(math.log10(float(values.min())) * BUCKETS_PER_DECADE) - 1
     last = math.ceil(math.log10(float(values.max())) * BUCKETS_PER_DECADE) + 1
-    edges = np.array([float(f"{10 ** (k / BUCKETS_PER_DECADE):.6g}") for k in range(first, last + 1)])
+    edges = np.array([edge_ms(k) for k in range(first, last + 1)])
     at = np.searchsorted(edges, values, side="right") - 1
     counts = np.bincount(at, minlength=edges.size - 1)
     used = np.flatnonzero(counts)

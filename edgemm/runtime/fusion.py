@@ -97,6 +97,11 @@ class FusionSession:
         return self._io
 
     @property
+    def backend(self) -> str:
+        """What runs the engines: it need not be what the variant was made for, see `choice`."""
+        return self.choice.backend if self.choice is not None else self.variant.backend
+
+    @property
     def stages(self) -> tuple[StageEntry, ...]:
         """The stages in topological order."""
         return self.manifest.stages
@@ -206,21 +211,13 @@ class FusionSession:
                 gate.left()
 
     def run_timed(self, feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Returns what `run` returns, and the seconds that each engine took, by engine name. Every engine runs.
-
-        Raises:
-            EdgemmError: As `run`.
-        """
+        """Returns what `run` returns, raising as it does, and the seconds of each engine. Every engine runs."""
         outputs, spans = self.run_spans(feed)
         record_stages(self.stage_latency, seconds := seconds_of(self._steps, spans))
         return outputs, seconds
 
     def run_spans(self, feed: Feed) -> tuple[dict[str, np.ndarray], list[Span]]:
-        """Returns what `run` returns, and when each engine ran: those that run at the same time overlap.
-
-        Raises:
-            EdgemmError: As `run`.
-        """
+        """Returns what `run` returns, raising as it does, and when each engine ran: side by side they overlap."""
         with self._gate.entered():
             spans: list[Span] = []
             return self._run(feed, spans), spans

@@ -29,6 +29,9 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
 CONFIDENCE = 0.99
 
+BUCKETS_PER_DECADE = 40
+"""Resolution of histograms of latencies: each edge is about 6 % above the one before."""
+
 _BOOTSTRAPS = 1000
 _BOOTSTRAP_SAMPLES = 5000
 _MAX_ROUNDS = 10_000_000
@@ -218,6 +221,11 @@ def _medians(random: np.random.Generator, values: np.ndarray) -> np.ndarray:
     block = max(1, 1_000_000 // values.size)
     sizes = [min(block, _BOOTSTRAPS - done) for done in range(0, _BOOTSTRAPS, block)]
     return np.concatenate([np.median(random.choice(values, (n, values.size)), axis=1) for n in sizes])
+
+
+def edge_ms(bucket: int) -> float:
+    """Returns the lower edge of a bucket in milliseconds, to six digits; bucket 0 begins at one."""
+    return float(f"{10 ** (bucket / BUCKETS_PER_DECADE):.6g}")
 
 
 def peak_memory() -> int:

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from edgemm.runtime.latency import PERCENTILES, samples_needed
+from edgemm.runtime.latency import BUCKETS_PER_DECADE, PERCENTILES, edge_ms, samples_needed
 
 if TYPE_CHECKING:
     from edgemm.runtime.fusion import FusionSession
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PER_DECADE = 40
-"""Buckets per factor of ten."""
-
-_BUCKETS = 16 * PER_DECADE
+_BUCKETS = 16 * BUCKETS_PER_DECADE
 """From one nanosecond to four months."""
+
+_FIRST = 6 * BUCKETS_PER_DECADE
+"""Buckets below a millisecond."""
 
 _NS_PER_MS = 1e6
 
@@ -68,7 +68,7 @@ class LatencySnapshot:
         behind = np.cumsum(self.counts)
         bucket = int(np.searchsorted(behind, rank, side="left"))
         inside = (rank - (behind[bucket] - self.counts[bucket])) / max(int(self.counts[bucket]), 1)
-        return float(min(10.0 ** ((bucket + inside) / PER_DECADE), self.max_ns)) * 1e-9
+        return float(min(10.0 ** ((bucket + inside) / BUCKETS_PER_DECADE), self.max_ns)) * 1e-9
 
     def to_json(self) -> dict[str, Any]:
         """Returns times in milliseconds; a percentile without enough calls is None and listed in `needs`.
@@ -80,7 +80,7 @@ class LatencySnapshot:
         values = {f"p{p:g}": (p, self.percentile(p)) for p in PERCENTILES}
         filled = np.flatnonzero(self.counts)
         first, last = (int(filled[0]), int(filled[-1]) + 1) if filled.size else (0, 0)
-        edges = [_edge_ms(k) for k in range(first, last + 1)] if filled.size else []
+        edges = [edge_ms(k - _FIRST) for k in range(first, last + 1)] if filled.size else []
         return {
             "runs": runs,
             "failed": self.failed,
@@ -91,11 +91,6 @@ class LatencySnapshot:
             "total_ms": self.total_ns / _NS_PER_MS,
             "histogram": {"edges_ms": edges, "counts": [int(c) for c in self.counts[first:last]]},
         }
-
-
-def _edge_ms(bucket: int) -> float:
-    """Returns the lower edge of a bucket, to six digits as in a latency report."""
-    return float(f"{10 ** ((bucket - 6 * PER_DECADE) / PER_DECADE):.6g}")
 
 
 class LiveLatency:
@@ -119,7 +114,7 @@ class LiveLatency:
 
     def record(self, nanoseconds: int) -> None:
         """Counts one call."""
-        self._counts[int(log10(nanoseconds or 1) * PER_DECADE)] += 1
+        self._counts[int(log10(nanoseconds or 1) * BUCKETS_PER_DECADE)] += 1
         self._total += nanoseconds
         if nanoseconds > self._max:
             self._max = nanoseconds
@@ -148,7 +143,7 @@ def session_report(session: FusionSession) -> dict[str, Any]:
     `LatencySnapshot.to_json`; `stages` has per engine how often it ran and was reused in calls that could have
     reused it, and its times where calls were made with `run_timed`; `cache` is `cache_info()` without the counts.
     """
-    info, variant, choice = session.cache_info(), session.variant, session.choice
+    info, variant = session.cache_info(), session.variant
     stages = []
     for entry in variant.engines:
         timed = session.stage_latency.get(entry.name)
@@ -167,7 +162,7 @@ def session_report(session: FusionSession) -> dict[str, Any]:
         "model": session.manifest.name,
         "variant": variant.name,
         "target": variant.target,
-        "backend": choice.backend if choice is not None else variant.backend,
+        "backend": session.backend,
         "seconds": monotonic() - session.latency.since,
         "latency": session.latency.snapshot().to_json(),
         "stages": stages,

@@ -119,8 +119,7 @@ def find_schedule(
 
 def _has_choice(session: FusionSession) -> bool:
     """Returns whether several engines run on the CPU."""
-    backend = session.choice.backend if session.choice is not None else session.variant.backend
-    return len(session.variant.engines) > 1 and _ON_CPU.issuperset(backend.split("+"))
+    return len(session.variant.engines) > 1 and _ON_CPU.issuperset(session.backend.split("+"))
 
 
 def _shares(session: FusionSession, feeds: Sequence[Feed]) -> dict[str, float]:

@@ -84,7 +84,7 @@ def test_time_of_engines_side_by_side_is_counted_once() -> None:
 
 def test_engines_add_up_to_the_call(session: FusionSession, feeds: list[dict[str, np.ndarray]]) -> None:
     recorder = Recorder(session)
-    found = back_to_back(recorder, cycle(recorder, feeds), runs=200)
+    found = back_to_back(recorder, cycle(recorder.call, feeds), runs=200)
     assert found.count == 200
     np.testing.assert_array_equal(found.samples, np.arange(200) % 3)
     assert (found.seconds > 0).all()
@@ -105,7 +105,7 @@ def test_states_are_reset_as_often_as_asked(session: FusionSession, feeds, monke
     resets: list[int] = []
     recorder = Recorder(session, reset_every=3)
     monkeypatch.setattr(session, "reset_state", lambda: resets.append(len(recorder.began)))
-    back_to_back(recorder, cycle(recorder, feeds), runs=9)
+    back_to_back(recorder, cycle(recorder.call, feeds), runs=9)
     assert resets == [2, 5, 8]
 
 
@@ -145,7 +145,7 @@ def test_engines_side_by_side_are_recorded_as_they_ran(sensors: Path, feeds: lis
     beside = SessionOptions(schedule=Schedule("parallel"))
     with open_session(sensors, cache="off", threads=2, options=beside) as session:
         recorder = Recorder(session)
-        found = back_to_back(recorder, cycle(recorder, feeds), runs=50)
+        found = back_to_back(recorder, cycle(recorder.call, feeds), runs=50)
     assert (np.bincount(found.spans.run) == 3).all()
     assert (found.covered() <= found.seconds + 1e-8).all()
     for run in range(50):

@@ -65,7 +65,7 @@ def test_each_sample_is_measured_in_both_orders(
     pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch, samples: int
 ) -> None:
     seen: list[tuple[int, float]] = []
-    run = FusionSession.run_timed
+    run = FusionSession.run_spans
 
     def note(self: FusionSession, feed: dict[str, np.ndarray]) -> object:
         seen.append((id(self), float(feed["image"][0, 0])))
@@ -74,7 +74,7 @@ def test_each_sample_is_measured_in_both_orders(
     def given(session: FusionSession) -> list[dict[str, np.ndarray]]:
         return [{**feeds(session)[0], "image": np.full((1, 4), at, np.float32)} for at in range(samples)]
 
-    monkeypatch.setattr(FusionSession, "run_timed", note)
+    monkeypatch.setattr(FusionSession, "run_spans", note)
     opens = (lambda: open_session(pair["plain"], cache="off"), lambda: open_session(pair["plain"], cache="off"))
     measure_pair(opens, given, runs=2 * samples * OPENINGS, warmup=0)
     rounds = [seen[at : at + 2] for at in range(0, 4 * samples, 2)]

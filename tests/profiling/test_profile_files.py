@@ -25,7 +25,7 @@ RUNS = 25
 @pytest.fixture
 def measured(session: FusionSession, feeds: list[dict[str, np.ndarray]]) -> list[Runs]:
     recorder = Recorder(session)
-    plain = back_to_back(recorder, cycle(recorder, feeds), runs=RUNS)
+    plain = back_to_back(recorder, cycle(recorder.call, feeds), runs=RUNS)
     at_rate = paced(recorder, session.io, feeds, make_schedule(session.io, {"camera": 1000}), RUNS)
     held = cached(session, feeds, ["lidar"], WarmupRule(fixed=1), runs=RUNS)
     return [plain, at_rate.runs, held.runs]
