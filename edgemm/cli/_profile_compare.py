@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from edgemm.profiling.fail_if import Condition
     from edgemm.runtime.fusion import FusionSession
     from edgemm.runtime.latency import Ratio
-    from edgemm.runtime.session import SessionOptions
 
 DEFAULT_SECONDS = 6.0
 _SHOWN = 8
@@ -38,20 +38,22 @@ def compare_files(file: Path, options: Mapping[str, Any], conditions: Sequence[C
     from edgemm.profiling.fail_if import check_conditions
     from edgemm.runtime.machine import describe_machine
 
+    machine = describe_machine()
     path, variant = path_and_variant(options["compare"], None)
     saved = path.suffix == ".json" and path.is_file()
-    accuracy = None if saved else _accuracy((file, path), (options["variant"], variant), options)
+    builds: _Builds = ((file, options), (path, {**options, "variant": variant}))
+    accuracy = None if saved else _accuracy(builds)
     if saved:
         sides, found, rows, memory, more = _against_saved(file, path, options)
     else:
-        sides, found, rows, memory, more = _against_build(file, (path, variant), options)
+        sides, found, rows, memory, more = _against_build(builds)
     result = verdict(found, *(sides[name]["end_to_end"]["p50_ms"] for name in ("a", "b")))
     comparison = {
         "schema": SCHEMA,
         "kind": KIND,
         **sides,
-        "machine": describe_machine().to_json(),
-        "machine_summary": describe_machine().summary(),
+        "machine": machine.to_json(),
+        "machine_summary": machine.summary(),
         **more,
         "interleaved": not saved,
         "threshold": THRESHOLD,
@@ -66,13 +68,17 @@ def compare_files(file: Path, options: Mapping[str, Any], conditions: Sequence[C
     return comparison | {"fail_if": check_conditions(conditions, comparison)}
 
 
+_Builds = tuple[tuple[Path, Mapping[str, Any]], tuple[Path, Mapping[str, Any]]]
+"""A and B: file, and the options of the command with the variant of that file."""
+
 _Compared = tuple[dict[str, Any], "Ratio", list[dict[str, Any]], dict[str, Any], dict[str, Any]]
 
 
-def _against_build(file: Path, other: tuple[Path, str | None], options: Mapping[str, Any]) -> _Compared:
-    from edgemm.cli._profile_run import make_feeds
+def _against_build(builds: _Builds) -> _Compared:
+    from edgemm.cli._profile_run import make_feeds, open_file
     from edgemm.profiling.compare import WARMUP, compare_stages, measure_pair, pooled_ratio
 
+    (file, options), (other, _) = builds
     said: dict[str, Any] = {}
     kept: list[Any] = []
 
@@ -82,17 +88,16 @@ def _against_build(file: Path, other: tuple[Path, str | None], options: Mapping[
         kept.extend(made)
         return made
 
-    variants = (options["variant"], other[1])
     a, b = measure_pair(
-        (lambda: _open(file, variants[0], options), lambda: _open(other[0], variants[1], options)),
+        (partial(open_file, *builds[0]), partial(open_file, *builds[1])),
         feeds,
         runs=options["runs"],
         seconds=options["seconds"] or (None if options["runs"] else DEFAULT_SECONDS),
         reset_every=options["reset_every"],
         warmup=WARMUP if options["warmup"] is None else options["warmup"],
     )
-    sides = {"a": {"file": str(file), **a.to_json()}, "b": {"file": str(other[0]), **b.to_json()}}
-    memory = _memory((file, other[0]), variants, options)
+    sides = {"a": {"file": str(file), **a.to_json()}, "b": {"file": str(other), **b.to_json()}}
+    memory = _memory(builds)
     more = {
         **said,
         "threads": options["threads"],
@@ -100,7 +105,7 @@ def _against_build(file: Path, other: tuple[Path, str | None], options: Mapping[
         "runs": sum(t.runs for t in a.totals),
     }
     if options.get("layers"):
-        more["layers"] = _compare_layers((file, other[0]), variants, options, kept)
+        more["layers"] = _compare_layers(builds, kept)
     return sides, pooled_ratio(a.totals, b.totals), compare_stages(a, b), memory, {**more, "warnings": []}
 
 
@@ -121,49 +126,31 @@ def _against_saved(file: Path, saved: Path, options: Mapping[str, Any]) -> _Comp
     return sides, found, rows, memory, {**said, **layers, "openings": 1, "warnings": differing_conditions(a, b)}
 
 
-def _compare_layers(
-    files: tuple[Path, Path],
-    variants: tuple[str | None, str | None],
-    options: Mapping[str, Any],
-    feeds: Sequence[Any],
-) -> list[dict[str, Any]]:
+def _compare_layers(builds: _Builds, feeds: Sequence[Any]) -> list[dict[str, Any]]:
     """Returns what each module, or each layer, takes in both, from runs of their own under the profilers."""
+    from edgemm.cli._profile_run import open_file
     from edgemm.profiling.layers import profile_layers
     from edgemm.profiling.saved import compare_layers
 
     found = [
         profile_layers(
-            lambda extra, file=file, variant=variant: _open(file, variant, options, extra),  # type: ignore[misc]
+            partial(open_file, file, options, "off"),
             file if file.is_dir() else file.parent,
             feeds,
             threads=options["threads"] or 0,
         )["layers"]
-        for file, variant in zip(files, variants, strict=True)
+        for file, options in builds
     ]
     return compare_layers(*found)
 
 
-def _open(
-    file: Path, variant: str | None, options: Mapping[str, Any], extra: SessionOptions | None = None
-) -> FusionSession:
-    from edgemm.runtime import open_session
-
-    threads, target = options["threads"], options["target"]
-    return open_session(file, target=target, threads=threads, variant=variant, cache="off", options=extra)
-
-
-def _memory(
-    files: tuple[Path, Path], variants: tuple[str | None, str | None], options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _memory(builds: _Builds) -> dict[str, Any]:
     """Returns the peak memory of both in MiB, each in a process of its own that makes a few calls."""
     found: dict[str, Any] = {}
-    for side, file, variant in zip("ab", files, variants, strict=True):
+    for side, (file, options) in zip("ab", builds, strict=True):
         command = [sys.executable, "-m", "edgemm", "profile", str(file), "--runs", "3", "--warmup", "3", "--json"]
-        given = {k: options[k] for k in ("data", "batch", "target", "threads", "reset_every")} | {
-            "variant": variant
-        }
-        for name, value in given.items():
-            command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        for name in ("data", "batch", "target", "threads", "reset_every", "variant"):
+            command += [] if options[name] is None else [f"--{name.replace('_', '-')}", str(options[name])]
         for text in options["dims"]:
             command += ["--dim", text]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -175,17 +162,17 @@ def _memory(
     return found
 
 
-def _accuracy(
-    files: tuple[Path, Path], variants: tuple[str | None, str | None], options: Mapping[str, Any]
-) -> dict[str, Any] | None:
+def _accuracy(builds: _Builds) -> dict[str, Any] | None:
     """Returns the score of both on the data and its drop from B to A; None without a label and a metric.
 
     Raises:
         DataError: No such metric, label or output, or the labels do not fit.
     """
+    options = builds[0][1]
     label = options["label"]
     if label is None and options["metric"] is None:
         return None
+    from edgemm.cli._profile_run import open_file
     from edgemm.data import names_of, open_samples
     from edgemm.errors import DataError, did_you_mean
     from edgemm.metrics import choose_output, collect_labels, collect_outputs, metric_for, score
@@ -199,8 +186,8 @@ def _accuracy(
         )
     chosen = metric_for(options["metric"], samples, label)
     outputs = []
-    for file, variant in zip(files, variants, strict=True):
-        with _open(file, variant, options) as session:
+    for file, own in builds:
+        with open_file(file, own) as session:
             output = choose_output(session.io, options["output_name"])
             outputs.append(collect_outputs(session.run, session.io, samples, reset=session.reset_state))
     labels = collect_labels(samples, label) if label is not None else None

@@ -12,6 +12,7 @@ from edgemm.cli._options import AboveZero
 
 if TYPE_CHECKING:
     from edgemm.runtime.fusion import FusionSession
+    from edgemm.runtime.session import SessionOptions
     from edgemm.tensors import Feed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -93,6 +94,7 @@ def further_measurements(
     feeds: Sequence[Feed],
     singles: Callable[[], Sequence[Feed]],
     options: Mapping[str, Any],
+    reopen: Callable[[SessionOptions], FusionSession],
 ) -> dict[str, Any]:
     """Returns the report's keys `layers`, `roofline`, `profiled` and `scenario`, as far as they were asked for.
 
@@ -102,6 +104,7 @@ def further_measurements(
         feeds: What the latency was measured with.
         singles: Makes the same with one sample each.
         options: Of the command; of another one that has none of this, nothing is measured.
+        reopen: Opens it again, as `session` was.
 
     Raises:
         EdgemmError: The model does not run so, or a backend does not tell the time of layers.
@@ -122,17 +125,9 @@ def further_measurements(
         report["scenario"] = run_scenario(session, singles(), load)
     if options.get("layers") is not None:
         from edgemm.profiling.layers import RUNS, profile_layers
-        from edgemm.runtime import open_session
 
         report |= profile_layers(
-            lambda asked: open_session(
-                file,
-                target=options["target"],
-                threads=options["threads"],
-                variant=session.variant.name if file.is_dir() else None,
-                cache="off",
-                options=asked,
-            ),
+            reopen,
             file if file.is_dir() else file.parent,
             feeds,
             runs=min(options["runs"] or RUNS, RUNS),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgemm.profiling.session import Measurement, Plan
     from edgemm.runtime.cache import CacheMode
     from edgemm.runtime.fusion import FusionSession
+    from edgemm.runtime.session import SessionOptions
 
 
 def measure_file(file: Path, options: Mapping[str, Any]) -> Measurement:
@@ -38,7 +39,7 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> Measurement:
     from edgemm.profiling.session import Measurement, profile_session, session_facts
     from edgemm.runtime.machine import describe_machine
 
-    watch = ResourceWatch()
+    watch, machine = ResourceWatch(), describe_machine()
     start = perf_counter()
     session = open_file(file, options)
     load = perf_counter() - start
@@ -54,8 +55,8 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> Measurement:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "edgemm": __version__,
             "threads": options["threads"],
-            "machine": describe_machine().to_json(),
-            "machine_summary": describe_machine().summary(),
+            "machine": machine.to_json(),
+            "machine_summary": machine.summary(),
             **given,
             "reset_every": options["reset_every"],
             "load_ms": load * 1e3,
@@ -63,22 +64,25 @@ def measure_file(file: Path, options: Mapping[str, Any]) -> Measurement:
             **found.report,
         }
         singles = partial(make_feeds, session, {**options, "batch": None})
-        report |= further_measurements(file, session, feeds, lambda: singles()[0], options)
+        own = {**options, "variant": session.variant.name if file.is_dir() else None}
+        reopen = partial(open_file, file, own, "off")
+        report |= further_measurements(file, session, feeds, lambda: singles()[0], options, reopen)
     watch.close()
     return Measurement(report, found.runs)
 
 
-def open_file(file: Path, options: Mapping[str, Any], cache: CacheMode = "off") -> FusionSession:
-    """Returns a session on what the options of the command name.
+def open_file(
+    file: Path, options: Mapping[str, Any], cache: CacheMode = "off", extra: SessionOptions | None = None
+) -> FusionSession:
+    """Returns a session on what the options of the command name; `extra` says more of how it is opened.
 
     Raises:
         EdgemmError: It does not open.
     """
     from edgemm.runtime import open_session
 
-    return open_session(
-        file, target=options["target"], threads=options["threads"], variant=options["variant"], cache=cache
-    )
+    asked = {name: options[name] for name in ("target", "threads", "variant")}
+    return open_session(file, cache=cache, options=extra, **asked)
 
 
 def make_plan(options: Mapping[str, Any]) -> Plan:

@@ -41,6 +41,9 @@ WARMUP = 20
 
 Verdict = Literal["faster", "slower", "no difference"]
 
+Part = tuple[str, Sequence[str], float]
+"""An engine: its name, the stages inside, the median of its times in milliseconds."""
+
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 """Quantile 0.975 of Student's t distribution, by the number of openings."""
 
@@ -254,27 +257,42 @@ def _measure_once(
 
 
 def compare_stages(a: Opened, b: Opened) -> list[dict[str, Any]]:
+    """Returns one row per engine, as `stage_rows`."""
+    first, second = (
+        [(name, stages, joined(side.parts[name]).median * 1e3) for name, stages in side.engines.items()]
+        for side in (a, b)
+    )
+    return stage_rows(first, second, lambda own, other: pooled_ratio(a.parts[own], b.parts[other]))
+
+
+def stage_rows(
+    a: Sequence[Part], b: Sequence[Part], ratio_of: Callable[[str, str], Ratio | None]
+) -> list[dict[str, Any]]:
     """Returns one row per engine: `{name, stages, a_p50_ms, b_p50_ms, difference_ms, ratio, verdict}`.
 
     Engines are matched by the stages inside; one that the other build has not has no ratio and no verdict.
+
+    Args:
+        a: The engines of A.
+        b: The engines of B.
+        ratio_of: Engine of A, engine of B -> the time of the one over that of the other, None if it is not known.
     """
-    partner = {frozenset(stages): name for name, stages in b.engines.items()}
+    partner = {frozenset(stages): (name, ms) for name, stages, ms in b}
     rows, met = [], set()
-    for name, stages in a.engines.items():
-        other = partner.get(frozenset(stages))
-        own = joined(a.parts[name]).median * 1e3
-        row: dict[str, Any] = {"name": name, "stages": list(stages), "a_p50_ms": own, "b_p50_ms": None}
-        if other is not None:
+    for name, stages, own in a:
+        other, theirs = partner.get(frozenset(stages), (None, None))
+        row: dict[str, Any] = {"name": name, "stages": list(stages), "a_p50_ms": own, "b_p50_ms": theirs}
+        if other is not None and theirs is not None:
             met.add(other)
-            found = pooled_ratio(a.parts[name], b.parts[other])
-            theirs = joined(b.parts[other]).median * 1e3
-            row |= {"b_p50_ms": theirs, "difference_ms": own - theirs, "ratio": found.to_json()}
-            row["verdict"] = verdict(found, own, theirs)
+            row["difference_ms"] = own - theirs
+            if (found := ratio_of(name, other)) is not None:
+                row |= {"ratio": found.to_json(), "verdict": verdict(found, own, theirs)}
         rows.append(row)
-    for name, stages in b.engines.items():
-        if name not in met:
-            theirs = joined(b.parts[name]).median * 1e3
-            rows.append({"name": name, "stages": list(stages), "a_p50_ms": None, "b_p50_ms": theirs})
+    rows += [
+        {"name": name, "stages": list(stages), "a_p50_ms": None, "b_p50_ms": theirs}
+        for name, stages, theirs in b
+        if name not in met
+    ]
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgemm.errors import DataError
-from edgemm.profiling.compare import verdict
+from edgemm.profiling.compare import stage_rows
 from edgemm.runtime.latency import Ratio
 
 _CONDITIONS = {
@@ -92,7 +92,9 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Ratio, 
             f"{short['file']}: {short['end_to_end']['runs']} runs are too few for an interval of the median.",
             hint="measure 6 runs or more; some hundred tell small differences",
         )
-    return found, _rows(a["stages"], b["stages"])
+    mine, theirs = ({entry["name"]: entry for entry in report["stages"]} for report in (a, b))
+    first, second = ([(name, e["stages"], e["p50_ms"]) for name, e in side.items()] for side in (mine, theirs))
+    return found, stage_rows(first, second, lambda own, other: interval_ratio(mine[own], theirs[other]))
 
 
 def compare_layers(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -125,28 +127,3 @@ def _by_module(layers: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tup
         before, ops = found.get(key, (0.0, ()))
         found[key] = (before + layer["p50_ms"], tuple(dict.fromkeys([*ops, layer["op"]])))
     return found
-
-
-def _rows(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    def key(entry: Mapping[str, Any]) -> frozenset[str]:
-        return frozenset(entry["stages"])
-
-    theirs = {key(entry): entry for entry in b}
-    own = {key(entry) for entry in a}
-    rows = []
-    for entry in a:
-        other = theirs.get(key(entry))
-        row = {"name": entry["name"], "stages": entry["stages"], "a_p50_ms": entry["p50_ms"]}
-        row["b_p50_ms"] = other["p50_ms"] if other is not None else None
-        if other is not None:
-            row["difference_ms"] = entry["p50_ms"] - other["p50_ms"]
-            found = interval_ratio(entry, other)
-            if found is not None:
-                row |= {"ratio": found.to_json(), "verdict": verdict(found, entry["p50_ms"], other["p50_ms"])}
-        rows.append(row)
-    rows += [
-        {"name": entry["name"], "stages": entry["stages"], "a_p50_ms": None, "b_p50_ms": entry["p50_ms"]}
-        for entry in b
-        if key(entry) not in own
-    ]
-    return rows

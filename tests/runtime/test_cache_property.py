@@ -53,6 +53,28 @@ def calls(draw):
     return draw(st.lists(step, min_size=2, max_size=10))
 
 
+def play(graph, steps, sessions):
+    """Yields number, changed modalities and feed of each step, of which an app refills its buffers.
+
+    The sessions forget their states where a step says so, and at another batch size.
+    """
+    modalities = set(graph.io.modality_names())
+    buffers: dict[str, np.ndarray] = {}
+    batch = 0
+    for number, (changed, _, size, reset, _) in enumerate(steps):
+        changed = changed & modalities if size == batch else modalities
+        fresh = random_feed(graph, batch=size, seed=number)
+        if size != batch:
+            buffers = {name: fresh[name].copy() for name in graph.io.modalities}
+            reset, batch = True, size
+        for name in changed:
+            np.copyto(buffers[name], fresh[name])
+        if reset:
+            for session in sessions:
+                session.reset_state()
+        yield number, changed, buffers
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(graph=graphs(), steps=calls(), writes=st.booleans())
 def test_cached_results_are_those_of_full_runs(graph, steps, writes):
@@ -60,19 +82,8 @@ def test_cached_results_are_those_of_full_runs(graph, steps, writes):
     with tempfile.TemporaryDirectory() as folder:
         full, content, marks = open_staged(graph, Path(folder), "off", "content", "marks")
         content.use_cache("content", steps[0][4])
-        buffers: dict[str, np.ndarray] = {}
-        batch = 0
-        for number, (changed, extra, size, reset, _) in enumerate(steps):
-            changed = changed & modalities if size == batch else modalities
-            fresh = random_feed(graph, batch=size, seed=number)
-            if size != batch:
-                buffers = {name: fresh[name].copy() for name in graph.io.modalities}
-                reset, batch = True, size
-            for name in changed:
-                np.copyto(buffers[name], fresh[name])  # an app refills its buffer
-            if reset:
-                for session in (full, content, marks):
-                    session.reset_state()
+        for number, changed, buffers in play(graph, steps, (full, content, marks)):
+            extra = steps[number][1]
             expected = full.run(buffers)
             marked = changed | (extra & modalities if extra else set())
             given_marks = marked if extra is not None else None

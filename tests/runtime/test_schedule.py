@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import random_feed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cache_property import calls, open_staged
+from test_cache_property import calls, open_staged, play
 from test_partition_property import graphs
 
 from edgemm.bundle import CACHE, EngineEntry, Schedule, read_manifest, write_bundle
@@ -112,25 +111,12 @@ def test_one_thread_stays_one_thread() -> None:
 @given(graph=graphs(), steps=calls())
 def test_parallel_results_are_the_sequential_ones(graph: Any, steps: Any) -> None:
     """Bit for bit: every engine has the threads that it has in the sequential session, full run or not."""
-    modalities = set(graph.io.modality_names())
     with tempfile.TemporaryDirectory() as folder:
         full = open_staged(graph, Path(folder), "off")[0]
         plain, content, marks = (beside(full) for _ in range(3))
         content.use_cache("content", steps[0][4])
         marks.use_cache("marks")
-        buffers: dict[str, np.ndarray] = {}
-        batch = 0
-        for number, (changed, _, size, reset, _) in enumerate(steps):
-            changed = changed & modalities if size == batch else modalities
-            fresh = random_feed(graph, batch=size, seed=number)
-            if size != batch:
-                buffers = {name: fresh[name].copy() for name in graph.io.modalities}
-                reset, batch = True, size
-            for name in changed:
-                np.copyto(buffers[name], fresh[name])
-            if reset:
-                for session in (full, plain, content, marks):
-                    session.reset_state()
+        for number, changed, buffers in play(graph, steps, (full, plain, content, marks)):
             expected = full.run(buffers)
             assert same(plain.run(buffers), expected)
             assert same(content.run(buffers), expected)
