@@ -7,7 +7,6 @@ it likes.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgemm._optional import require
 from edgemm.errors import BackendError, BundleError, DataError
+from edgemm.runtime.protobuf import last, messages
 from edgemm.runtime.session import SessionOptions
 from edgemm.tensors import TensorSpec
 
@@ -107,14 +107,13 @@ class OrtSession:
 
 
 def _is_recurrent(engine: Path) -> bool:
-    """Returns whether a recurrent operator is in an ONNX file."""
-    with (
-        contextlib.suppress(OSError, ValueError),  # no file, or nothing in it
-        engine.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
-        return _RECURRENT.search(data) is not None
-    return False
+    """Returns whether a recurrent operator is in an ONNX file; weights are not looked at."""
+    try:
+        with engine.open("rb") as file:
+            model = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return any(_RECURRENT.search(node) for node in messages(last(model, 7), 1))
+    except (OSError, ValueError, IndexError):
+        return False  # ONNX Runtime says what is wrong with it
 
 
 def open_onnx(model: Path | bytes, options: SessionOptions, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 from full_report import full_report
@@ -91,8 +92,12 @@ def test_got_is_told_in_the_unit_of_the_limit(report: dict) -> None:
     ],
 )
 def test_bad_budgets_are_errors_with_hints(text: str, message: str, hint: str) -> None:
+    refused(parse_budget, text, message, hint)
+
+
+def refused(parse: Callable[[str], object], text: str, message: str, hint: str) -> None:
     with pytest.raises(DataError) as caught:
-        parse_budget(text)
+        parse(text)
     assert message in str(caught.value)
     assert hint in caught.value.hint
 
@@ -142,7 +147,4 @@ def test_what_was_not_measured_fails() -> None:
     ],
 )
 def test_bad_conditions_are_errors_with_hints(text: str, message: str, hint: str) -> None:
-    with pytest.raises(DataError) as caught:
-        parse_conditions(text)
-    assert message in str(caught.value)
-    assert hint in caught.value.hint
+    refused(parse_conditions, text, message, hint)
