@@ -31,6 +31,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class AboutSection(Section):
+    """What the recipe shows, for catalogues; nothing is converted differently for it."""
+
+    task: str = Field(min_length=1, description="What the model answers: `digit of 10 from image and voice`.")
+    fusion: str = Field(min_length=1, description="How the modalities are joined: concat, gate, cross-attention.")
+    data: str = Field(min_length=1, description="What it is trained and scored on.")
+    synthetic: bool = Field(default=False, description="The data are made by a program, not recorded.")
+    source: str | None = Field(default=None, description="Paper or project that the model follows.")
+    title: str | None = Field(default=None, description="Name for people; default: the file's.")
+
+
 class ModelSection(Section):
     """Where the trained model is and what may be run to load it."""
 
@@ -215,7 +226,8 @@ class MissingSection(Section):
 class Recipe(Section):
     """Everything that `convert` needs, the output path apart."""
 
-    model: ModelSection
+    about: AboutSection | None = Field(default=None, description="What the recipe shows, for catalogues.")
+    model: ModelSection = Field(description="The trained model.")
     inputs: dict[str, InputSection] = Field(default_factory=dict, description="Per input, by name.")
     states: dict[str, str] = Field(default_factory=dict, description="State input -> the output that feeds it.")
     data: DataSection = DataSection()
