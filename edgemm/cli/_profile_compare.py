@@ -47,7 +47,9 @@ def compare_files(file: Path, options: Mapping[str, Any], conditions: Sequence[C
         sides, found, rows, memory, more = _against_saved(file, path, options)
     else:
         sides, found, rows, memory, more = _against_build(builds)
-    result = verdict(found, *(sides[name]["end_to_end"]["p50_ms"] for name in ("a", "b")))
+    threshold = more.pop("threshold", THRESHOLD)
+    medians = [sides[name]["end_to_end"]["p50_ms"] for name in ("a", "b")]
+    result = None if more["no_verdict"] else verdict(found, medians[0], medians[1], threshold)
     comparison = {
         "schema": SCHEMA,
         "kind": KIND,
@@ -56,7 +58,7 @@ def compare_files(file: Path, options: Mapping[str, Any], conditions: Sequence[C
         "machine_summary": machine.summary(),
         **more,
         "interleaved": not saved,
-        "threshold": THRESHOLD,
+        "threshold": threshold,
         "threshold_ms": THRESHOLD_MS,
         "ratio": found.to_json(),
         "verdict": result,
@@ -106,13 +108,20 @@ def _against_build(builds: _Builds) -> _Compared:
     }
     if options.get("layers"):
         more["layers"] = _compare_layers(builds, kept)
-    return sides, pooled_ratio(a.totals, b.totals), compare_stages(a, b), memory, {**more, "warnings": []}
+    more |= {"warnings": [], "no_verdict": []}
+    return sides, pooled_ratio(a.totals, b.totals), compare_stages(a, b), memory, more
 
 
 def _against_saved(file: Path, saved: Path, options: Mapping[str, Any]) -> _Compared:
     from edgemm.cli._profile_run import measure_file
     from edgemm.profiling.report import read_report
-    from edgemm.profiling.saved import compare_layers, compare_reports, differing_conditions
+    from edgemm.profiling.saved import (
+        THRESHOLD,
+        compare_layers,
+        compare_reports,
+        different_conditions,
+        warnings_of_saved,
+    )
 
     b: Mapping[str, Any] = read_report(saved)
     a = measure_file(file, options).report
@@ -123,7 +132,12 @@ def _against_saved(file: Path, saved: Path, options: Mapping[str, Any]) -> _Comp
     memory = {"a_mb": a["peak_memory_mb"], "b_mb": b["peak_memory_mb"]}
     said = {key: a.get(key) for key in ("inputs", "samples", "of_samples", "batch", "dims", "threads", "runs")}
     layers = {"layers": compare_layers(a["layers"], b["layers"])} if "layers" in a and "layers" in b else {}
-    return sides, found, rows, memory, {**said, **layers, "openings": 1, "warnings": differing_conditions(a, b)}
+    judged = {
+        "threshold": THRESHOLD,
+        "no_verdict": different_conditions(a, b),
+        "warnings": warnings_of_saved(a, b),
+    }
+    return sides, found, rows, memory, {**said, **layers, "openings": 1, **judged}
 
 
 def _compare_layers(builds: _Builds, feeds: Sequence[Any]) -> list[dict[str, Any]]:
@@ -251,7 +265,8 @@ def _row(row: Mapping[str, Any]) -> list[str]:
     found = row.get("ratio")
     if found is None:
         return [*cells, "-", "", "" if "difference_ms" in row else "only in one of them"]
-    return [*cells, f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}", row["verdict"]]
+    span = f"{found['low']:.3f} to {found['high']:.3f}"
+    return [*cells, f"{found['value']:.3f}", span, row["verdict"] or "no verdict"]
 
 
 def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -268,6 +283,8 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _memory_and_accuracy(comparison: Mapping[str, Any]) -> list[str]:
+    from edgemm.profiling.fail_if import describe_drop
+
     memory, accuracy = comparison["memory"], comparison["accuracy"]
     if "unavailable" in memory:
         lines = [f"peak memory unavailable: {memory['unavailable']}"]
@@ -276,19 +293,24 @@ def _memory_and_accuracy(comparison: Mapping[str, Any]) -> list[str]:
         lines = [f"peak memory A {own:.0f} MB, B {other:.0f} MB ({own / other - 1:+.1%})"]
     if accuracy is not None:
         form = "{:.2%}" if accuracy["percent"] else "{:.5g}"
-        a, b, drop = ("no number" if accuracy[k] is None else form.format(accuracy[k]) for k in ("a", "b", "drop"))
-        lines.append(f"{accuracy['metric']} A {a}, B {b}: A loses {drop} on {accuracy['samples']:,} samples")
+        a, b = ("no number" if accuracy[k] is None else form.format(accuracy[k]) for k in ("a", "b"))
+        drop, samples = describe_drop(accuracy), accuracy["samples"]
+        lines.append(f"{accuracy['metric']} A {a}, B {b}: {drop} on {samples:,} samples")
     return lines
 
 
 def _verdict(comparison: Mapping[str, Any]) -> str:
     found = comparison["ratio"]
     span = f"{found['low'] - 1:+.1%} to {found['high'] - 1:+.1%}"
+    if comparison["no_verdict"]:
+        return f"{click.style('no verdict', bold=True)}: {'; '.join(comparison['no_verdict'])}"
     if comparison["verdict"] == "no difference":
+        change = found["value"] - 1
+        more = "less" if change < 0 else "more"
+        least = f"{comparison['threshold']:.0%} and {comparison['threshold_ms'] * 1e3:g} µs"
         return (
-            f"{click.style('no difference', bold=True)}: A takes {found['value'] - 1:+.1%} ({span}); "
-            f"one that counts excludes 0, and is over {comparison['threshold']:.0%} and "
-            f"{comparison['threshold_ms'] * 1e3:g} µs"
+            f"{click.style('no difference', bold=True)}: A takes {abs(change):.1%} {more} time than B "
+            f"(95 % interval: {span}). A difference counts when it is over {least}, and the interval excludes 0"
         )
     mostly = f"; most of it in '{comparison['mostly']}'" if comparison["mostly"] is not None else ""
     result = click.style(comparison["verdict"], bold=True)

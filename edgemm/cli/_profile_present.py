@@ -23,7 +23,7 @@ _OPTIONS = [
         "--compare",
         metavar="B",
         help="A second build, run interleaved with FILE: a bundle, BUNDLE:VARIANT, an .onnx file; or a saved "
-        "report (.json), which was measured at another time.",
+        "report (.json), where only a difference of over 25% counts.",
     ),
     click.option(
         "--fail-if",
@@ -139,7 +139,11 @@ def render_budget(outcomes: tuple[Outcome, ...]) -> list[str]:
     from edgemm.cli._output import table
 
     marks = {True: click.style("kept", fg="green"), False: click.style("broken", fg="red")}
-    rows = [[o.limit.text, o.got_text, "not shown" if o.got is None else marks[o.kept]] for o in outcomes]
+    missing = click.style("not kept", fg="red")
+    rows = [
+        [o.limit.text, *(("-", f"{missing}: {o.why}") if o.got is None else (o.got_text, marks[o.kept]))]
+        for o in outcomes
+    ]
     return ["", table(["budget", "got", ""], rows)] if rows else []
 
 

@@ -110,19 +110,20 @@ def _balanced(a: Sequence[Latencies], b: Sequence[Latencies]) -> Ratio:
     return Ratio(math.exp(middle), math.exp(middle - below), math.exp(middle + above), paired=True)
 
 
-def verdict(found: Ratio, a_ms: float, b_ms: float) -> Verdict:
+def verdict(found: Ratio, a_ms: float, b_ms: float, threshold: float = THRESHOLD) -> Verdict:
     """Returns what a ratio says: the interval excludes 1, and the difference exceeds both thresholds.
 
     Args:
         found: A over B.
         a_ms: Median of A.
         b_ms: Median of B.
+        threshold: The relative one.
     """
     if abs(a_ms - b_ms) < THRESHOLD_MS:
         return "no difference"
-    if found.low > 1 and found.value > 1 + THRESHOLD:
+    if found.low > 1 and found.value > 1 + threshold:
         return "slower"
-    if found.high < 1 and found.value < 1 / (1 + THRESHOLD):
+    if found.high < 1 and found.value < 1 / (1 + threshold):
         return "faster"
     return "no difference"
 
@@ -266,7 +267,10 @@ def compare_stages(a: Opened, b: Opened) -> list[dict[str, Any]]:
 
 
 def stage_rows(
-    a: Sequence[Part], b: Sequence[Part], ratio_of: Callable[[str, str], Ratio | None]
+    a: Sequence[Part],
+    b: Sequence[Part],
+    ratio_of: Callable[[str, str], Ratio | None],
+    judge: Callable[[Ratio, float, float], Verdict] | None = verdict,
 ) -> list[dict[str, Any]]:
     """Returns one row per engine: `{name, stages, a_p50_ms, b_p50_ms, difference_ms, ratio, verdict}`.
 
@@ -276,6 +280,7 @@ def stage_rows(
         a: The engines of A.
         b: The engines of B.
         ratio_of: Engine of A, engine of B -> the time of the one over that of the other, None if it is not known.
+        judge: Ratio, median of A, median of B -> what they say; None where no verdict is to be given.
     """
     partner = {frozenset(stages): (name, ms) for name, stages, ms in b}
     rows, met = [], set()
@@ -286,7 +291,7 @@ def stage_rows(
             met.add(other)
             row["difference_ms"] = own - theirs
             if (found := ratio_of(name, other)) is not None:
-                row |= {"ratio": found.to_json(), "verdict": verdict(found, own, theirs)}
+                row |= {"ratio": found.to_json(), "verdict": judge and judge(found, own, theirs)}
         rows.append(row)
     rows += [
         {"name": name, "stages": list(stages), "a_p50_ms": None, "b_p50_ms": theirs}
@@ -296,14 +301,14 @@ def stage_rows(
     return rows
 
 
-def culprit(rows: Sequence[Mapping[str, Any]], found: Verdict) -> str | None:
+def culprit(rows: Sequence[Mapping[str, Any]], found: Verdict | None) -> str | None:
     """Returns the stage or layer that the verdict comes from: the one that changed most in its direction.
 
     Args:
         rows: From `compare_stages`, or `edgemm.profiling.saved`.
-        found: Verdict on whole calls.
+        found: Verdict on whole calls, None where there is none.
     """
     same = [row for row in rows if row.get("verdict") == found]
-    if found == "no difference" or not same:
+    if found in (None, "no difference") or not same:
         return None
     return str(max(same, key=lambda row: abs(row["difference_ms"]))["name"])

@@ -63,18 +63,44 @@ def _condition(part: str, text: str) -> Condition:
 def check_conditions(conditions: Sequence[Condition], comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns `{condition, fails, why}` for each; what was not measured fails.
 
-    `slower>X` fails when A is slower by more than X and the 95 % interval of the ratio excludes 1.
+    `slower>X` fails when A is slower by more than X and the 95 % interval of the ratio excludes 1. Against a saved
+    report A must be slower by the comparison's threshold, too, and it fails where there is no verdict.
     """
     return [_checked(condition, comparison) for condition in conditions]
+
+
+def describe_drop(accuracy: Mapping[str, Any]) -> str:
+    """Returns how A's score stands to B's: `A gains 6.25 points`, of a metric in percent, else its difference.
+
+    Args:
+        accuracy: `{metric, percent, drop}`; `drop` is positive where A is worse, None where it is no number.
+    """
+    drop = accuracy["drop"]
+    if drop is None:
+        return "the difference is no number"
+    if drop == 0:
+        return "no difference"
+    if accuracy["percent"]:
+        return f"A {'loses' if drop > 0 else 'gains'} {abs(drop) * 100:.4g} points"
+    return f"A is {'worse' if drop > 0 else 'better'} by {abs(drop):.4g}"
+
+
+def _slower(more: float, comparison: Mapping[str, Any]) -> tuple[bool, str]:
+    """Returns whether A is slower by more than that, and why."""
+    if comparison["no_verdict"]:
+        return True, f"not compared: {'; '.join(comparison['no_verdict'])}"
+    found = comparison["ratio"]
+    why = f"A takes {found['value'] - 1:+.1%} ({found['low'] - 1:+.1%} to {found['high'] - 1:+.1%})"
+    if not comparison["interleaved"] and more < comparison["threshold"]:
+        more = comparison["threshold"]
+        why += f"; against a saved report only more than {more:.0%} counts"
+    return found["value"] > 1 + more and found["low"] > 1, why
 
 
 def _checked(condition: Condition, comparison: Mapping[str, Any]) -> dict[str, Any]:
     more = condition.more
     if condition.name == "slower":
-        found = comparison["ratio"]
-        fails = found["value"] > 1 + more and found["low"] > 1
-        change = found["value"] - 1
-        why = f"A takes {change:+.1%} ({found['low'] - 1:+.1%} to {found['high'] - 1:+.1%})"
+        fails, why = _slower(more, comparison)
     elif condition.name == "memory":
         memory = comparison["memory"]
         if "unavailable" in memory:
@@ -87,6 +113,5 @@ def _checked(condition: Condition, comparison: Mapping[str, Any]) -> dict[str, A
         if accuracy is None or accuracy["drop"] is None:
             fails, why = True, "accuracy was not measured, or is no number"
         else:
-            drop = accuracy["drop"]
-            fails, why = drop > more, f"A loses {drop:.4g} of {accuracy['metric']}"
+            fails, why = accuracy["drop"] > more, f"{accuracy['metric']}: {describe_drop(accuracy)}"
     return {"condition": condition.text, "fails": fails, "why": why}

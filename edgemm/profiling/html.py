@@ -136,7 +136,7 @@ def _budget(report: Mapping[str, Any]) -> str:
     rows = []
     for row in report.get("budget", ()):
         got = row["why"] if row["got"] is None else f"{row['got']:.4g} {row['unit']}"
-        mark = "kept" if row["kept"] else "broken" if row["got"] is not None else "not shown"
+        mark = "kept" if row["kept"] else "broken" if row["got"] is not None else "not kept"
         kind = "kept" if row["kept"] else "broken"
         rows.append([escape(row["limit"]), f'<span class="{kind}">{mark}</span>', escape(got)])
     return _titled("Budget", table(["limit", "", "got"], rows, long=(2,)) if rows else "")

@@ -1,24 +1,34 @@
-"""A measurement against a report that was saved earlier: not interleaved, so told apart from one that is."""
+"""A measurement against a report that was saved earlier: not interleaved, so told apart from one that is.
+
+The intervals of both hold what differs between the runs of one session, not what differs between sessions. So only
+a large difference counts, and none where the two were not measured under the same conditions.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from edgemm.errors import DataError
-from edgemm.profiling.compare import stage_rows
+from edgemm.profiling.compare import stage_rows, verdict
 from edgemm.runtime.latency import Ratio
 
+THRESHOLD = 0.25
+"""Practical threshold, relative: medians of one build on one machine differ by this much between sessions."""
+
 _CONDITIONS = {
-    "backend_version": "version of the backend",
     "threads": "threads",
     "batch": "batch",
     "inputs": "inputs",
+    "samples": "samples used",
+    "of_samples": "samples in the data",
     "dims": "sizes of dynamic dimensions",
     "reset_every": "--reset-every",
 }
-"""Key of a report -> what it is called; a difference is one between the conditions."""
+"""Key of a report -> what it is called; where one differs, the times are of different work."""
 
 _MACHINE = {
     "cpu": "processor",
@@ -27,27 +37,61 @@ _MACHINE = {
     "cores": "cores",
     "cpu_quota": "CPU limit of the container",
     "governor": "frequency governor",
-    "memory_mb": "memory",
-    "system": "system",
 }
+"""Key of a report's machine -> what it is called; where one differs, the times are of different machines."""
+
+_TOLD = {"memory_mb": "memory", "system": "system"}
+"""Key of a report's machine -> what it is called; where one differs it is told, and the times are compared."""
 
 
-def differing_conditions(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Returns what is not the same in two reports, one warning each; the first says what is always so.
+def different_conditions(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Returns why the times of two reports cannot be compared, one reason each; empty where they can.
+
+    Args:
+        a: The report of now.
+        b: The saved one.
+    """
+    return [*_differing(_machines(a, b), _MACHINE, "the machines differ: "), *_differing((a, b), _CONDITIONS)]
+
+
+def warnings_of_saved(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Returns what a reader of a comparison with a saved report must know.
+
+    The first says what is always so. Then what both reports warn of, and what differs without making the times
+    incomparable (`different_conditions` has what does).
 
     Args:
         a: The report of now.
         b: The saved one.
     """
     when = f" ({b['created']})" if "created" in b else ""
-    found = [f"B was measured at another time{when}: a difference may be the machine's, and not the model's"]
-    machines = [report.get("machine", {}) for report in (a, b)]
-    for keys, sides, place in ((_MACHINE, machines, "the machines differ: "), (_CONDITIONS, [a, b], "")):
-        for key, name in keys.items():
-            own, theirs = (side.get(key) for side in sides)
-            if own != theirs:
-                found.append(f"{place}{name}: A {_shown(own)}, B {_shown(theirs)}")
+    return [
+        f"B was measured at another time{when}, and one build can differ by {THRESHOLD:.0%} between sessions; "
+        f"for a finer answer compare both files in one run: --compare {b['file']}",
+        *(f"{side}: {text}" for side, report in (("A", a), ("B", b)) for text in report.get("warnings", ())),
+        *_differing(_machines(a, b), _TOLD, "the machines differ: "),
+        *_differing((a, b), {"backend_version": "version of the backend"}),
+    ]
+
+
+def _machines(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    return a.get("machine", {}), b.get("machine", {})
+
+
+def _differing(
+    sides: tuple[Mapping[str, Any], Mapping[str, Any]], names: Mapping[str, str], place: str = ""
+) -> list[str]:
+    found = []
+    for key, name in names.items():
+        own, theirs = (side.get(key) for side in sides)
+        if own != theirs and not (key == "inputs" and _same_path(own, theirs)):
+            found.append(f"{place}{name}: A {_shown(own)}, B {_shown(theirs)}")
     return found
+
+
+def _same_path(a: Any, b: Any) -> bool:
+    """Returns whether both name the same data; `random` is a word, not a file."""
+    return "random" not in (a, b) and os.path.abspath(str(a)) == os.path.abspath(str(b))
 
 
 def _shown(value: Any) -> str:
@@ -82,6 +126,8 @@ def interval_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> Ratio | None:
 def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Ratio, list[dict[str, Any]]]:
     """Returns the ratio of whole calls, and one row per engine as `edgemm.profiling.compare.compare_stages`.
 
+    The threshold of the verdicts is `THRESHOLD`; rows have none where `different_conditions` has reasons.
+
     Raises:
         DataError: A report has no interval of its median.
     """
@@ -94,7 +140,8 @@ def compare_reports(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Ratio, 
         )
     mine, theirs = ({entry["name"]: entry for entry in report["stages"]} for report in (a, b))
     first, second = ([(name, e["stages"], e["p50_ms"]) for name, e in side.items()] for side in (mine, theirs))
-    return found, stage_rows(first, second, lambda own, other: interval_ratio(mine[own], theirs[other]))
+    judge = None if different_conditions(a, b) else partial(verdict, threshold=THRESHOLD)
+    return found, stage_rows(first, second, lambda own, other: interval_ratio(mine[own], theirs[other]), judge)
 
 
 def compare_layers(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

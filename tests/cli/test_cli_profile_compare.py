@@ -56,7 +56,7 @@ def test_agreement_needs_no_labels(edgemm, pair: dict[str, Path], labelled: Path
     asked = ["--data", labelled, "--metric", "agreement", "--runs", 12]
     result = edgemm("profile", pair["plain"], "--compare", pair["plain"], *asked)
     assert result.code == 0, result.err
-    assert "agreement A 100.00%, B 100.00%: A loses 0.00% on 12 samples" in result.out
+    assert "agreement A 100.00%, B 100.00%: no difference on 12 samples" in result.out
 
 
 def test_a_variant_is_named_behind_a_colon(edgemm, pair: dict[str, Path]) -> None:
@@ -67,22 +67,43 @@ def test_a_variant_is_named_behind_a_colon(edgemm, pair: dict[str, Path]) -> Non
     assert "cpu-int8" in result.err
 
 
+def saved_report(edgemm, file: Path, folder: Path, **changed: object) -> Path:
+    report = edgemm("profile", file, "--runs", 100, "--json").json
+    saved = folder / "before.json"
+    saved.write_text(json.dumps(report | changed))
+    return saved
+
+
 def test_against_a_saved_report(edgemm, pair: dict[str, Path], tmp_path: Path) -> None:
-    report = edgemm("profile", pair["plain"], "--runs", 100, "--json").json
-    report["machine"]["cpu"] = "Cortex-A78AE"
-    saved = tmp_path / "before.json"
-    saved.write_text(json.dumps(report))
+    saved = saved_report(edgemm, pair["plain"], tmp_path, warnings=["restless machine: of then"])
     result = edgemm("profile", pair["fusion"], "--compare", saved, "--runs", 100, "--fail-if", "slower>5%")
     assert result.code == 2, result.err
     assert "A is slower" in result.out
     assert "most of it in 'fusion'" in result.out
+    assert "against a saved report only more than 25% counts" in result.out
     assert "interleaved" not in result.out
     assert "warning: B was measured at another time" in result.err
-    assert "warning: the machines differ: processor: A " in result.err
+    assert f"for a finer answer compare both files in one run: --compare {pair['plain']}" in result.err
+    assert "warning: B: restless machine: of then" in result.err
     told = edgemm("profile", pair["plain"], "--compare", saved, "--runs", 100, "--json").json
     assert told["interleaved"] is False
     assert told["b"]["report"] == str(saved)
-    assert len(told["warnings"]) == 2
+    assert (told["threshold"], told["no_verdict"]) == (0.25, [])
+
+
+def test_a_saved_report_on_other_inputs_gives_no_verdict(
+    edgemm, pair: dict[str, Path], labelled: Path, tmp_path: Path
+) -> None:
+    saved = saved_report(edgemm, pair["plain"], tmp_path)
+    asked = ["--compare", saved, "--data", labelled, "--runs", 100, "--fail-if", "slower>100%"]
+    result = edgemm("profile", pair["fusion"], *asked)
+    assert result.code == 2, result.err
+    assert f"no verdict: inputs: A {labelled}, B random" in result.out
+    assert f"--fail-if slower>100%: fails, not compared: inputs: A {labelled}, B random" in result.out
+    assert "A is slower" not in result.out
+    told = edgemm("profile", pair["fusion"], *asked, "--json").json
+    assert (told["verdict"], told["mostly"]) == (None, None)
+    assert {row["verdict"] for row in told["stages"]} == {None}
 
 
 def test_a_file_that_is_no_report(edgemm, pair: dict[str, Path], tmp_path: Path) -> None:

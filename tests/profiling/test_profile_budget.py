@@ -10,7 +10,7 @@ from full_report import full_report
 
 from edgemm.errors import DataError
 from edgemm.profiling.budget import check_budget, parse_budget
-from edgemm.profiling.fail_if import check_conditions, parse_conditions
+from edgemm.profiling.fail_if import check_conditions, describe_drop, parse_conditions
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,8 @@ def refused(parse: Callable[[str], object], text: str, message: str, hint: str) 
 
 def comparison(value: float, low: float, high: float, **more: object) -> dict:
     found = {"ratio": {"value": value, "low": low, "high": high}, "memory": {"a_mb": 110.0, "b_mb": 100.0}}
-    return {**found, "accuracy": {"metric": "accuracy", "drop": 0.004}, **more}
+    accuracy = {"metric": "accuracy", "percent": True, "drop": 0.004}
+    return {**found, "accuracy": accuracy, "interleaved": True, "threshold": 0.03, "no_verdict": [], **more}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,50 @@ def comparison(value: float, low: float, high: float, **more: object) -> dict:
 def test_conditions(text: str, ratio: tuple[float, float, float], fails: bool) -> None:
     (found,) = check_conditions(parse_conditions(text), comparison(*ratio))
     assert found["fails"] is fails, found["why"]
+
+
+@pytest.mark.parametrize(
+    ("text", "ratio", "fails"),
+    [
+        ("slower>5%", (1.187, 1.147, 1.214), False),
+        ("slower>5%", (1.3, 1.2, 1.4), True),
+        ("slower>5%", (1.3, 0.9, 1.4), False),
+        ("slower>40%", (1.3, 1.2, 1.4), False),
+    ],
+)
+def test_against_a_saved_report_the_wider_threshold_counts(
+    text: str, ratio: tuple[float, float, float], fails: bool
+) -> None:
+    saved = comparison(*ratio, interleaved=False, threshold=0.25)
+    (found,) = check_conditions(parse_conditions(text), saved)
+    assert found["fails"] is fails
+    assert ("only more than 25% counts" in found["why"]) is (text == "slower>5%")
+
+
+def test_slower_fails_where_there_is_no_verdict() -> None:
+    other = comparison(0.5, 0.4, 0.6, no_verdict=["inputs: A random, B eval.npz"])
+    found = check_conditions(parse_conditions("slower>5%,memory>11%"), other)
+    assert [f["fails"] for f in found] == [True, False]
+    assert found[0]["why"] == "not compared: inputs: A random, B eval.npz"
+
+
+@pytest.mark.parametrize(
+    ("percent", "drop", "text"),
+    [
+        (True, -0.0625, "A gains 6.25 points"),
+        (True, 0.0625, "A loses 6.25 points"),
+        (True, 0.0, "no difference"),
+        (False, 0.25, "A is worse by 0.25"),
+        (False, -0.25, "A is better by 0.25"),
+        (True, None, "the difference is no number"),
+    ],
+)
+def test_a_drop_in_words(percent: bool, drop: float | None, text: str) -> None:
+    accuracy = {"metric": "f1_macro", "percent": percent, "drop": drop}
+    assert describe_drop(accuracy) == text
+    if drop is not None:
+        (found,) = check_conditions(parse_conditions("drop>50%"), comparison(1, 1, 1, accuracy=accuracy))
+        assert found["why"] == f"f1_macro: {text}"
 
 
 def test_what_was_not_measured_fails() -> None:

@@ -13,7 +13,13 @@ from planned_speed import fusion_pair
 
 from edgemm.errors import DataError
 from edgemm.profiling.compare import OPENINGS, Opened, compare_stages, culprit, measure_pair, pooled_ratio, verdict
-from edgemm.profiling.saved import compare_layers, compare_reports, differing_conditions, interval_ratio
+from edgemm.profiling.saved import (
+    compare_layers,
+    compare_reports,
+    different_conditions,
+    interval_ratio,
+    warnings_of_saved,
+)
 from edgemm.runtime import FusionSession, open_session
 from edgemm.runtime.latency import Latencies, Ratio
 
@@ -209,14 +215,48 @@ def test_stages_that_only_one_of_them_has() -> None:
 
 def test_conditions_that_differ_are_named() -> None:
     a, b = full_report(), full_report()
-    assert len(differing_conditions(a, b)) == 1
+    assert different_conditions(a, b) == []
     b["machine"] = {**b["machine"], "cpu": "Cortex-A78AE", "governor": "schedutil"}
     b["threads"] = 4
-    told = differing_conditions(a, b)
-    assert "the machines differ: processor: A Intel Xeon, B Cortex-A78AE" in told
-    assert "the machines differ: frequency governor: A unknown, B schedutil" in told
-    assert "threads: A 1, B 4" in told
-    assert len(told) == 4
+    assert different_conditions(a, b) == [
+        "the machines differ: processor: A Intel Xeon, B Cortex-A78AE",
+        "the machines differ: frequency governor: A unknown, B schedutil",
+        "threads: A 1, B 4",
+    ]
+
+
+@pytest.mark.parametrize("key", ["inputs", "samples", "of_samples", "batch", "threads", "dims", "reset_every"])
+def test_no_verdict_where_the_work_differs(key: str) -> None:
+    a, b = full_report(), full_report()
+    a["stages"][1] |= times(0.48, seed=2, histogram=False)
+    assert "slower" in {row["verdict"] for row in compare_reports(a, b)[1]}
+    b[key] = "random" if key == "inputs" else 7
+    (reason,) = different_conditions(a, b)
+    assert f"B {b[key]}" in reason
+    assert {row["verdict"] for row in compare_reports(a, b)[1]} == {None}
+
+
+def test_one_file_of_inputs_in_two_spellings_is_no_difference() -> None:
+    a, b = full_report(), full_report()
+    b["inputs"] = f"./{a['inputs']}"
+    assert different_conditions(a, b) == []
+
+
+def test_what_differs_between_sessions_of_one_build_is_no_difference() -> None:
+    a, b = full_report(), full_report()
+    a["stages"][1] |= times(b["stages"][1]["p50_ms"] * 1.187, seed=2, histogram=False)
+    _, rows = compare_reports(a, b)
+    assert rows[1]["ratio"]["low"] > 1.1
+    assert rows[1]["verdict"] == "no difference"
+
+
+def test_warnings_of_both_reports_are_repeated() -> None:
+    a, b = full_report(), full_report()
+    a["warnings"], b["backend_version"] = [], "1.20.0"
+    told = warnings_of_saved(a, b)
+    assert "compare both files in one run: --compare build/" in told[0]
+    assert told[1:] == [f"B: {b['warnings'][0]}", "version of the backend: A 1.31.1, B 1.20.0"]
+    assert "restless machine" in told[1]
 
 
 def test_layers_are_added_up_by_module() -> None:
