@@ -1,0 +1,28 @@
+"""Step name -> emitter, loaded when a step is baked."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import onnx_ir as ir
+
+from edgemm.bake.tape import Tape
+from edgemm.tensors import TensorSpec
+
+Emitter = Callable[[Tape, ir.Value, Any, TensorSpec], ir.Value]
+"""Writes a step's nodes: the tape, what goes in, the step, dtype and shape of what goes in."""
+
+EMITTERS: Mapping[str, str] = {
+    "bgr_to_rgb": "edgemm.bake.emit_image:bgr_to_rgb",
+}
+"""Step name -> `"module:function"`. A step without a row runs on the host."""
+
+
+def emitter(name: str) -> Emitter | None:
+    """Returns the emitter of the step `name`, or None if no graph can compute it."""
+    if name not in EMITTERS:
+        return None
+    module, _, attribute = EMITTERS[name].partition(":")
+    return cast("Emitter", getattr(importlib.import_module(module), attribute))
