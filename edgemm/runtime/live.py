@@ -140,8 +140,8 @@ def session_report(session: FusionSession) -> dict[str, Any]:
     """Returns what a session has done since it was opened (or `latency.reset()`), as plain JSON values.
 
     `{schema, kind, model, variant, target, backend, seconds, latency, stages, cache}`: `latency` as
-    `LatencySnapshot.to_json`; `stages` has per engine how often it ran and was reused in calls that could have
-    reused it, and its times where calls were made with `run_timed`; `cache` is `cache_info()` without the counts.
+    `LatencySnapshot.to_json`; `stages` has per engine in how many calls it was `reused`, `of_calls` that could
+    have reused it, and its times where calls were made with `run_timed`; `cache` is `cache_info()` without the counts.
     """
     info, variant = session.cache_info(), session.variant
     stages = []
@@ -151,8 +151,8 @@ def session_report(session: FusionSession) -> dict[str, Any]:
             {
                 "name": entry.name,
                 "stages": list(entry.stages),
-                "ran": info.ran.get(entry.name, 0),
-                "reused": info.reused.get(entry.name, 0),
+                "reused": (reused := info.reused.get(entry.name, 0)),
+                "of_calls": reused + info.ran.get(entry.name, 0),
                 **({"times": timed.snapshot().to_json()} if timed is not None else {}),
             }
         )

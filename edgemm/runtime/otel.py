@@ -23,7 +23,7 @@ def observe_session(session: FusionSession, meter: Any = None) -> None:
     | `edgemm.runs`, `edgemm.failures` | counter | `model`, `variant` |
     | `edgemm.run.time` (s, the sum over calls) | counter | `model`, `variant` |
     | `edgemm.run.duration` (s) | gauge | and `quantile`: `p50`, `p90` ..., from enough calls on |
-    | `edgemm.stage.runs`, `edgemm.stage.reuses` | counter | and `stage` |
+    | `edgemm.stage.reuses`, `edgemm.stage.reusable_calls` | counter | and `stage` |
     | `edgemm.cache.size` (By) | gauge | `model`, `variant` |
 
     Args:
@@ -49,8 +49,13 @@ def observe_session(session: FusionSession, meter: Any = None) -> None:
     counter("edgemm.failures", observed(_failures), unit="{run}", description="Calls that raised an error.")
     counter("edgemm.run.time", observed(_time), unit="s", description="Time that calls took, in all.")
     gauge("edgemm.run.duration", observed(_quantiles), unit="s", description="How long a call takes.")
-    counter("edgemm.stage.runs", observed(_ran), unit="{run}", description="Times that an engine ran.")
     counter("edgemm.stage.reuses", observed(_reused), unit="{run}", description="Times that it was reused.")
+    counter(
+        "edgemm.stage.reusable_calls",
+        observed(_reusable),
+        unit="{run}",
+        description="Calls that could have reused it.",
+    )
     gauge("edgemm.cache.size", observed(_cache), unit="By", description="Bytes held for reuse.")
 
 
@@ -75,9 +80,9 @@ def _quantiles(report: dict[str, Any]) -> _Values:
             yield value / 1e3, {"quantile": key.removesuffix("_ms").replace("_", ".")}
 
 
-def _ran(report: dict[str, Any]) -> _Values:
+def _reusable(report: dict[str, Any]) -> _Values:
     for stage in report["stages"]:
-        yield stage["ran"], {"stage": stage["name"]}
+        yield stage["of_calls"], {"stage": stage["name"]}
 
 
 def _reused(report: dict[str, Any]) -> _Values:

@@ -33,10 +33,10 @@ class _Family(NamedTuple):
 
 _RUN = _Family("edgemm_run_duration_seconds", "histogram", "Time from the call of a session to its outputs.")
 _FAILED = _Family("edgemm_run_failures_total", "counter", "Calls of a session that raised an error.")
-_RAN = _Family(
-    "edgemm_stage_runs_total", "counter", "Times that an engine ran in calls that could have reused it."
-)
 _REUSED = _Family("edgemm_stage_reuses_total", "counter", "Times that the outputs of an engine were reused.")
+_REUSABLE = _Family(
+    "edgemm_stage_reusable_calls_total", "counter", "Calls that could have reused the outputs of an engine."
+)
 _CACHE = _Family("edgemm_cache_bytes", "gauge", "Bytes held for reuse: outputs of engines and copies of inputs.")
 
 
@@ -70,8 +70,8 @@ def prometheus_text(*reports: Mapping[str, Any], labels: Mapping[str, str] | Non
     for family, samples in (
         (_RUN, [s for report, known in pairs for s in _histogram(report["latency"], known)]),
         (_FAILED, [("", known, report["latency"]["failed"]) for report, known in pairs]),
-        (_RAN, list(_stages(pairs, "ran"))),
         (_REUSED, list(_stages(pairs, "reused"))),
+        (_REUSABLE, list(_stages(pairs, "of_calls"))),
         (_CACHE, [("", known, report["cache"]["bytes"]) for report, known in pairs]),
     ):
         if samples:

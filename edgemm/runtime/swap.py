@@ -166,6 +166,8 @@ def _switch(session: FusionSession, other: FusionSession, *, keep_state: bool) -
     vars(session).update(theirs)
     vars(other).update(mine)
     session._gate.name = session.manifest.name
+    session.latency.reset()  # those times are of the old engines
+    session.stage_latency.clear()
     session.restore(state)
     for stream, kept in zip(streams, states, strict=True):
         stream.follow(kept)

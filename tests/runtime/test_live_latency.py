@@ -136,8 +136,8 @@ def test_report_says_what_ran_and_what_was_reused(fusion_bundle: Path) -> None:
     assert json.loads(json.dumps(report)) == report
     assert (report["kind"], report["model"], report["variant"]) == ("edgemm-session-report", "tiny", "cpu-fp32")
     stages = {stage["name"]: stage for stage in report["stages"]}
-    assert (stages["image"]["ran"], stages["image"]["reused"]) == (2, 0)
-    assert (stages["audio"]["ran"], stages["audio"]["reused"]) == (1, 1)
+    assert (stages["image"]["reused"], stages["image"]["of_calls"]) == (0, 2)
+    assert (stages["audio"]["reused"], stages["audio"]["of_calls"]) == (1, 2)
     assert all(stage["times"]["runs"] == 1 and stage["times"]["p50_ms"] > 0 for stage in stages.values())
     assert report["cache"]["mode"] == "marks"
     assert report["latency"]["runs"] == 2

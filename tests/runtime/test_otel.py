@@ -45,6 +45,7 @@ def test_the_sdk_collects_what_the_session_reports(fusion_bundle: Path) -> None:
         assert 0 < quantiles["p50"] <= quantiles["p90"] < 10
         reused = {p.attributes["stage"]: p.value for p in found["edgemm.stage.reuses"]}
         assert reused == {"image": 0, "audio": 69, "fusion": 0}
+        assert {p.value for p in found["edgemm.stage.reusable_calls"]} == {70}
         assert found["edgemm.cache.size"][0].value > 0
         assert found["edgemm.failures"][0].value == 0
         before = found["edgemm.run.time"][0].value

@@ -18,7 +18,7 @@ def report(times: list[int], model: str = "digits", variant: str = "cpu-int8") -
     for value in times:
         live.record(value)
     live.failed = 2
-    stages = [{"name": "image", "ran": 3, "reused": 1}, {"name": "fusion", "ran": 4, "reused": 0}]
+    stages = [{"name": "image", "reused": 1, "of_calls": 4}, {"name": "fusion", "reused": 0, "of_calls": 3}]
     return {
         "model": model,
         "variant": variant,
@@ -38,13 +38,13 @@ def test_prometheus_reads_every_family() -> None:
     assert kinds == {
         "edgemm_run_duration_seconds": "histogram",
         "edgemm_run_failures": "counter",
-        "edgemm_stage_runs": "counter",
         "edgemm_stage_reuses": "counter",
+        "edgemm_stage_reusable_calls": "counter",
         "edgemm_cache_bytes": "gauge",
     }
     assert all(family.documentation for family in found.values())
-    ran = {s.labels["stage"]: s.value for s in found["edgemm_stage_runs"].samples}
-    assert ran == {"image": 3, "fusion": 4}
+    calls = {s.labels["stage"]: s.value for s in found["edgemm_stage_reusable_calls"].samples}
+    assert calls == {"image": 4, "fusion": 3}
     assert [s.value for s in found["edgemm_run_failures"].samples] == [2]
 
 

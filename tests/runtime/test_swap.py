@@ -118,6 +118,18 @@ def test_the_new_bundle_serves_from_the_next_call_on(
     assert not any(map(is_open, opened))
 
 
+def test_times_of_the_old_engines_are_not_reported_as_those_of_the_new_ones(
+    session: FusionSession, make: Make
+) -> None:
+    session.run(FEED)
+    session.run_timed(FEED)
+    assert (session.latency.snapshot().runs, len(session.stage_latency)) == (1, 3)
+    session.swap(make(2.0))
+    assert (session.latency.snapshot().runs, len(session.stage_latency)) == (0, 0)
+    session.run(FEED)
+    assert session.report()["latency"]["runs"] == 1
+
+
 def staged(old: str, new: str) -> dict[str, Any]:
     """Returns the staged model with a word replaced."""
     return {"texts": {n: t.replace(old, new) for n, t in (("image", IMAGE), ("audio", AUDIO), ("head", HEAD))}}
