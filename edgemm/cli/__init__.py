@@ -16,6 +16,7 @@ from edgemm.errors import EdgemmError, did_you_mean
 VERBS = {
     "convert": "edgemm.cli.convert:convert",
     "plan": "edgemm.cli.plan:plan",
+    "recipe": "edgemm.cli.recipe:recipe",
     "inspect": "edgemm.cli.inspect:inspect",
     "build": "edgemm.cli.build:build",
     "run": "edgemm.cli.run:run",

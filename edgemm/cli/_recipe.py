@@ -110,7 +110,19 @@ _OPTIONS = [
     ),
     click.option("--threads", type=int, help="Threads to measure with.", show_default="the backend's choice"),
     click.option("--seed", type=int, help="Seed of the data split.", show_default="0"),
+    click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any field of a recipe, repeatable: evaluate.batch=8, 'target=[cpu, rtx-ada]'.",
+    ),
 ]
+
+
+def set_option(command: F) -> F:
+    """Adds `--set` to a command that reads a recipe."""
+    return _OPTIONS[-1](command)
 
 
 def recipe_options(command: F) -> F:
@@ -118,6 +130,18 @@ def recipe_options(command: F) -> F:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def require_recipes() -> None:
+    """Loads what reads a recipe.
+
+    Raises:
+        MissingExtraError: pydantic or PyYAML is not installed.
+    """
+    from edgemm._optional import require
+
+    for package in ("pydantic", "yaml"):
+        require(package, extra="convert", why="read a recipe")
 
 
 def require_convert() -> None:
@@ -143,8 +167,9 @@ def read_recipe(model: Path, options: dict[str, Any]) -> Recipe:
     from edgemm.backends.targets import find_targets
     from edgemm.export.sniff import sniff
     from edgemm.recipe.loader import build_recipe, load_recipe, merge
+    from edgemm.recipe.overrides import overrides_of
 
-    fields = _fields(options)
+    fields = merge(_fields(options), overrides_of(options["sets"]))
     if sniff(model) == "recipe":
         recipe = load_recipe(model, fields)
     else:

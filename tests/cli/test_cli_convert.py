@@ -323,8 +323,12 @@ def test_reader_that_fails(fails: Callable[..., str], model: Path, tmp_path: Pat
         (("--input", "gyro=batch,3:flota32"), "'flota32' is no dtype", "did you mean 'float32'?"),
         (("--state", "giro=logits"), "no input 'giro' in this model", "did you mean 'gyro'?"),
         (("--state", "gyro=logit"), "no output 'logit' in this model", "did you mean 'logits'?"),
-        (("--max-drop", "-1"), "evaluate.max_drop: Input should be greater than or equal to 0", "got -1.0"),
-        (("--opset", "3"), "export.opset: Input should be greater than or equal to 18", "got 3"),
+        (
+            ("--max-drop", "-1"),
+            "evaluate.max_drop: got -1.0, expected a number greater than or equal to 0",
+            "may ship",
+        ),
+        (("--opset", "3"), "export.opset: got 3, expected a number greater than or equal to 18", "ONNX opset"),
         (("--factory", "net.py:build"), "--factory does not apply", "leave --factory out"),
     ],
 )

@@ -305,6 +305,6 @@ def test_metric_that_is_no_number_is_named(convert_onnx: Convert, tmp_path: Path
 
 
 def test_unknown_recipe_field_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"recipe: data.calibration: Extra inputs") as caught:
+    with pytest.raises(RecipeError, match=r"recipe: data.calibration: there is no such field") as caught:
         convert({"model": {"path": "x.onnx"}, "data": {"calibration": "c.npz"}}, "out.edgemm")
     assert caught.value.hint == "did you mean 'calib'?"

@@ -1,0 +1,98 @@
+"""Which fields of a recipe are paths: they are relative to the recipe's folder, and must exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgemm.errors import did_you_mean
+from edgemm.recipe.problems import Problem, dotted
+from edgemm.recipe.source import Loc, RecipeText
+
+FILES: tuple[tuple[str, str], ...] = (
+    ("model", "path"),
+    ("model", "factory"),
+    ("data", "calib"),
+    ("data", "eval"),
+    ("quantize", "plan"),
+    ("evaluate", "metric"),
+)
+"""Fields that are a path, `FILE.py:NAME`, or a word that is neither."""
+
+_WORDS = (("evaluate", "metric"),)
+"""Of these, those that are a path only as `FILE.py:NAME`."""
+
+
+def path_in(loc: Loc, value: Any) -> tuple[str, str] | None:
+    """Returns the file that a field names and what follows it (`:NAME`), or None where it names none."""
+    if not isinstance(value, str) or not value:
+        return None
+    if len(loc) == 3 and (loc[0], loc[2]) == ("inputs", "blank"):
+        return (value, "") if value.endswith(".npy") else None
+    if loc not in FILES:
+        return None
+    file, colon, name = value.partition(":")
+    if colon and not file.endswith(".py"):
+        return None  # package.module:FUNC
+    if loc in _WORDS and not colon:
+        return None
+    return file, f"{colon}{name}"
+
+
+def named_files(fields: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
+    """Yields every field that names a file, with that file as it is written."""
+    for loc, value in _candidates(fields):
+        found = path_in(loc, value)
+        if found is not None:
+            yield loc, found[0]
+
+
+def resolve(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the fields with relative paths put below `folder`; absolute ones stay."""
+    result = _with_blanks(fields)
+    for loc, value in list(_candidates(result)):
+        found = path_in(loc, value)
+        if found is not None and not Path(found[0]).is_absolute():
+            result = _replaced(result, loc, f"{folder / found[0]}{found[1]}")
+    return result
+
+
+def missing_files(text: RecipeText, folder: Path) -> list[Problem]:
+    """Returns a problem for every file that a recipe names and that is not there."""
+    result = []
+    for loc, name in named_files(_with_blanks(text.fields)):
+        path = folder / name
+        if path.exists():
+            continue
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        about = {"data": "samples", "model": "model", "quantize": "plan"}.get(str(loc[0]), "file")
+        hint = did_you_mean(path.name, near, f"make it, or name another {about}; paths are relative to the recipe")
+        result.append(Problem(text.origin, dotted(loc), f"there is no file '{name}'", hint, text.place(loc)))
+    return result
+
+
+def _candidates(fields: Mapping[str, Any]) -> Iterator[tuple[Loc, Any]]:
+    for section, key in FILES:
+        part = fields.get(section)
+        if isinstance(part, Mapping) and key in part:
+            yield (section, key), part[key]
+    inputs = fields.get("inputs")
+    for name, part in inputs.items() if isinstance(inputs, Mapping) else ():
+        if isinstance(part, Mapping) and "blank" in part:
+            yield ("inputs", name, "blank"), part["blank"]
+
+
+def _with_blanks(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields with `blank: {file: quiet.npy}` written as `blank: quiet.npy`."""
+    result = dict(fields)
+    for loc, value in list(_candidates(fields)):
+        if loc[-1] == "blank" and isinstance(value, Mapping) and isinstance(value.get("file"), str):
+            result = _replaced(result, loc, value["file"])
+    return result
+
+
+def _replaced(fields: Mapping[str, Any], loc: Loc, value: Any) -> dict[str, Any]:
+    """Returns a copy of nested mappings with one value replaced."""
+    key, rest = str(loc[0]), loc[1:]
+    return {**fields, key: value if not rest else _replaced(fields[key], rest, value)}
