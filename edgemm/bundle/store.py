@@ -19,7 +19,7 @@ from edgemm.bundle.check import check_consistent, check_path
 from edgemm.bundle.codec import DAMAGED, dumps, loads
 from edgemm.bundle.engines import built_files
 from edgemm.bundle.manifest import ADDING, CACHE, FORMAT, MANIFEST, Manifest
-from edgemm.errors import BundleError
+from edgemm.errors import BundleError, did_you_mean
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 """Largest manifest that is read."""
@@ -87,7 +87,8 @@ def read_manifest(path: Path) -> Manifest:
     """
     path = Path(path)
     if not path.exists():
-        raise BundleError(f"{path}: no such bundle.", hint="check the path")
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise BundleError(f"{path}: no such file or bundle.", hint=did_you_mean(path.name, near, "check the path"))
     if not path.is_dir():
         raise BundleError(
             f"{path}: is a file, a bundle is a folder.", hint="make one: edgemm convert MODEL -o OUT.edgemm"

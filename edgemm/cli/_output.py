@@ -126,7 +126,7 @@ def refuse_to_overwrite(path: Path, *, force: bool) -> None:
         DataError: The file exists and `force` is not set, it is a folder, or its parent is no folder.
     """
     if path.is_dir():
-        raise DataError(f"{path} is a folder, expected a file name.", hint=f"name a file: -o {path / 'out.npz'}")
+        raise DataError(f"{path} is a folder, expected a file name.", hint=f"name a file in it: {path}/FILE")
     if path.exists() and not force:
         raise DataError(f"{path} exists.", hint="choose another name, or repeat with --force to replace it")
     if not path.parent.is_dir():

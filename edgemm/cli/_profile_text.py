@@ -83,8 +83,8 @@ def _modes(report: Mapping[str, Any]) -> Iterator[str]:
             )
         else:
             reused = f"{', '.join(mode['reused'])} not run" if mode["reused"] else "every engine ran"
-            changed = ", ".join(mode["changed"])
-            yield f"{mode['label']}: only {changed} is new, {reused}; not comparable with plain latency (MLPerf)"
+            changed = " and ".join(mode["changed"])
+            yield f"{mode['label']}: new in each call: {changed}; {reused}; not comparable with plain latency (MLPerf)"
 
 
 def _breakdown(report: Mapping[str, Any]) -> Iterator[str]:

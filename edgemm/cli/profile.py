@@ -155,9 +155,18 @@ def _check_files(file: Path, options: Mapping[str, Any]) -> None:
         raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} name the same file.")
     logs = options["loadgen_logs"]
     for path in [*named, *([] if logs is None else [Path(logs)])]:
-        refuse_to_touch(path, [file, *_data_files(options["data"])])
+        refuse_to_touch(path, [file, *_files_beside(file), *_data_files(options["data"])])
     for path in named:
         refuse_to_overwrite(path, force=options["force"])
+
+
+def _files_beside(file: Path) -> list[Path]:
+    """Returns what may belong to a model file: the weights of an ONNX model, the sidecar of an engine."""
+    found = [
+        *(file.with_name(f"{file.name}{end}") for end in (".data", "_data", ".json")),
+        file.with_suffix(".data"),
+    ]
+    return [path for path in found if path.is_file()]
 
 
 def _data_files(data: str | None) -> list[Path]:

@@ -45,11 +45,11 @@ def _rows(runs: Runs) -> Iterator[tuple[str, int, str, str, str]]:
     order = np.lexsort((runs.spans.start, runs.spans.run))
     at, count = 0, order.size
     for run in range(runs.count):
-        yield runs.label, run, WHOLE, _ms(runs.due[run]), _ms(runs.seconds[run])
+        yield runs.mode, run, WHOLE, _ms(runs.due[run]), _ms(runs.seconds[run])
         while at < count and runs.spans.run[order[at]] == run:
             span = order[at]
             name = runs.engines[int(runs.spans.engine[span])]
-            yield runs.label, run, name, _ms(runs.spans.start[span]), _ms(runs.spans.seconds[span])
+            yield runs.mode, run, name, _ms(runs.spans.start[span]), _ms(runs.spans.seconds[span])
             at += 1
 
 

@@ -234,7 +234,7 @@ def _layers(report: Mapping[str, Any]) -> str:
             escape(layer["name"]),
             escape(layer["op"]),
             escape(layer["stage"]),
-            escape(layer.get("module") or ""),
+            "" if layer.get("module") is None else escape(layer["module"]) or "(forward)",
             (number(layer["p50_ms"]), layer["p50_ms"]),
             (f"{layer['share']:.1%}", layer["share"]),
             (short(layer.get("flops")), layer.get("flops")),

@@ -197,6 +197,8 @@ def warnings_of(report: Mapping[str, Any], drifted: float) -> list[str]:
                 f"paced: a call takes longer than the {mode['deadline_ms']:.3g} ms between two samples of "
                 f"{mode['trigger']}; its latencies grow with the number of runs"
             )
+        if unrated := ", ".join(sorted(mode.get("ages", {}).keys() - mode.get("rate_hz", {}).keys())):
+            found.append(f"paced: no --rate for {unrated}: a new sample with every one of {mode['trigger']}")
         if mode.get("reused") == []:
             found.append(f"{mode['label']}: no engine depends on this alone, so every engine ran")
     return found

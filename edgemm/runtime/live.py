@@ -141,7 +141,8 @@ def session_report(session: FusionSession) -> dict[str, Any]:
 
     `{schema, kind, model, variant, target, backend, seconds, latency, stages, cache}`: `latency` as
     `LatencySnapshot.to_json`; `stages` has per engine in how many calls it was `reused`, `of_calls` that could
-    have reused it, and its times where calls were made with `run_timed`; `cache` is `cache_info()` without the counts.
+    have reused it, and its times where calls were made with `run_timed`; `cache` is `cache_info()` without the
+    counts.
     """
     info, variant = session.cache_info(), session.variant
     stages = []

@@ -114,10 +114,19 @@ def open_session(
     return session
 
 
+_MODELS = (".pt2", ".pt", ".pth", ".safetensors", ".ckpt", ".py", ".yaml", ".yml")
+"""Suffixes of what is converted, not run."""
+
+
 def _open(
     path: Path, target: str, options: SessionOptions, variant: str | None, *, build: bool, reuse: bool
 ) -> FusionSession:
     if path.is_file():
+        if path.suffix.lower() in _MODELS:
+            raise BundleError(
+                f"{path}: got a '{path.suffix}' file, expected a bundle, an .onnx file, or a TensorRT engine.",
+                hint=f"make a bundle of it: edgemm convert {path.name} -o OUT.edgemm",
+            )
         open_file = _open_engine if is_engine_file(path) else _open_onnx
         return open_file(path, target, replace(options, spinning=True))
     manifest = read_manifest(path)

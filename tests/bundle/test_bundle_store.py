@@ -308,7 +308,7 @@ def test_no_bundle_at_the_path(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("nowhere", "no such bundle"),
+        ("nowhere", "no such file or bundle"),
         ("x.onnx", "is a file, a bundle is a folder"),
         ("empty", "not a bundle .it has no manifest.json"),
     ):

@@ -141,7 +141,27 @@ def test_no_model(edgemm, tmp_path: Path, name: str, content: bytes) -> None:
     assert name in result.err
 
 
+def test_what_must_be_converted_first(edgemm, tmp_path: Path) -> None:
+    (tmp_path / "net.pt2").write_bytes(b"PK")
+    result = edgemm("profile", tmp_path / "net.pt2")
+    assert result.code == 1
+    assert "got a '.pt2' file, expected a bundle, an .onnx file, or a TensorRT engine" in result.err
+    assert "edgemm convert net.pt2" in result.err
+    result = edgemm("profile", tmp_path / "net.pt")
+    assert "did you mean 'net.pt2'?" in result.err
+
+
+def test_weights_beside_the_model_are_not_overwritten(edgemm, onnx_file) -> None:
+    model = onnx_file(LENGTHS)
+    weights = model.with_name(f"{model.name}.data")
+    weights.write_bytes(b"weights")
+    result = edgemm("profile", model, "--runs", 3, "--csv", weights, "--force")
+    assert result.code == 1
+    assert "which is read" in result.err
+    assert weights.read_bytes() == b"weights"
+
+
 def test_missing_file(edgemm, tmp_path: Path) -> None:
     result = edgemm("profile", tmp_path / "none.edgemm")
     assert result.code == 1
-    assert "no such bundle" in result.err
+    assert "no such file or bundle" in result.err

@@ -33,9 +33,8 @@ def test_every_mode_has_a_row(edgemm, fusion_bundle: Path) -> None:
     assert {"image", "fusion", "end to end", "paced", "cached image"} <= rows
     assert "paced: image 400 Hz, audio 200 Hz, from the arrival of image to the output" in result.out
     assert "of 100 deadlines of 2.5 ms missed" in result.out
-    assert (
-        "cached image: only audio is new, image not run; not comparable with plain latency (MLPerf)" in result.out
-    )
+    assert "cached image: new in each call: audio; image not run; not comparable" in result.out
+    assert "no --rate for" not in result.out
     report = edgemm(*arguments, "--json").json
     assert check(report) == ()
     assert [mode["label"] for mode in report["modes"]] == ["back to back", "paced", "cached image"]
@@ -44,6 +43,7 @@ def test_every_mode_has_a_row(edgemm, fusion_bundle: Path) -> None:
 def test_seconds_bound_the_paced_mode(edgemm, fusion_bundle: Path) -> None:
     report = edgemm("profile", fusion_bundle, "--seconds", 0.2, "--rate", "audio=100", "--json").json
     assert report["modes"][1]["deadlines"] == 20
+    assert "paced: no --rate for image: a new sample with every one of audio" in report["warnings"]
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def test_csv_has_a_row_per_run_and_stage(measured: list[Runs]) -> None:
     write_csv(file, measured)
     rows = list(csv.DictReader(io.StringIO(file.getvalue().decode())))
     assert list(rows[0]) == ["mode", "run", "stage", "start_ms", "duration_ms"]
-    kinds = {mode: [r for r in rows if r["mode"] == mode] for mode in ("back to back", "paced", "cached lidar")}
+    kinds = {mode: [r for r in rows if r["mode"] == mode] for mode in ("back-to-back", "paced", "cached")}
     assert [len(kinds[mode]) for mode in kinds] == [4 * RUNS, 4 * RUNS, RUNS]
-    assert [r["stage"] for r in kinds["back to back"][:5]] == [
+    assert [r["stage"] for r in kinds["back-to-back"][:5]] == [
         "end to end",
         "camera",
         "lidar",

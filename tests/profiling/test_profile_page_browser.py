@@ -60,6 +60,14 @@ def test_nothing_is_requested_and_nothing_is_logged(browser: Browser, tmp_path: 
     assert browser.evaluate("JSON.parse(document.getElementById('report').textContent).stages[1].name") == name
 
 
+def test_a_table_that_is_cut_shows_that_there_is_more(browser: Browser, tmp_path: Path) -> None:
+    browser.open(write(tmp_path), width=PHONE)
+    layers = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert browser.evaluate(f"{layers}.length") > 0
+    attached = f"{layers}.map(e => getComputedStyle(e).backgroundAttachment)"
+    assert set(browser.evaluate(attached)) == {"local, local, scroll, scroll"}
+
+
 def test_a_request_and_an_error_would_be_seen(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text("<img src='http://127.0.0.1:9/x.png'><script>undefined.x</script>")

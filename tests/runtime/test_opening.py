@@ -163,7 +163,7 @@ def test_engine_that_does_not_open_closes_the_others(fusion_bundle: Path) -> Non
 
 
 def test_nothing_at_the_path(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no such bundle"):
+    with pytest.raises(BundleError, match="no such file or bundle"):
         open_session(tmp_path / "x.edgemm")
 
 
