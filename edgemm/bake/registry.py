@@ -16,6 +16,22 @@ Emitter = Callable[[Tape, ir.Value, Any, TensorSpec], ir.Value]
 
 EMITTERS: Mapping[str, str] = {
     "bgr_to_rgb": "edgemm.bake.emit_image:bgr_to_rgb",
+    "nv12_to_rgb": "edgemm.bake.emit_image:nv12_to_rgb",
+    "resize": "edgemm.bake.emit_image:resize",
+    "center_crop": "edgemm.bake.emit_image:center_crop",
+    "crop": "edgemm.bake.emit_image:crop",
+    "grayscale": "edgemm.bake.emit_image:grayscale",
+    "sobel": "edgemm.bake.emit_image:sobel",
+    "to_chw": "edgemm.bake.emit_image:to_chw",
+    "normalize": "edgemm.bake.emit_image:normalize",
+    "pcm": "edgemm.bake.emit_audio:pcm",
+    "mono": "edgemm.bake.emit_audio:mono",
+    "fit_length": "edgemm.bake.emit_audio:fit_length",
+    "resample": "edgemm.bake.emit_audio:resample",
+    "pre_emphasis": "edgemm.bake.emit_audio:pre_emphasis",
+    "normalize_clip": "edgemm.bake.emit_audio:normalize_clip",
+    "log_mel": "edgemm.bake.emit_audio:log_mel",
+    "mfcc": "edgemm.bake.emit_audio:log_mel",
 }
 """Step name -> `"module:function"`. A step without a row runs on the host."""
 

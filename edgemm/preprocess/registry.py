@@ -15,6 +15,22 @@ from edgemm.preprocess.step import Step, name_of
 
 STEPS: Mapping[str, str] = {
     "bgr_to_rgb": "edgemm.preprocess.image:BgrToRgb",
+    "nv12_to_rgb": "edgemm.preprocess.image:Nv12ToRgb",
+    "resize": "edgemm.preprocess.image:Resize",
+    "center_crop": "edgemm.preprocess.image:CenterCrop",
+    "crop": "edgemm.preprocess.image:Crop",
+    "grayscale": "edgemm.preprocess.image:Grayscale",
+    "sobel": "edgemm.preprocess.image:Sobel",
+    "to_chw": "edgemm.preprocess.image:ToChw",
+    "normalize": "edgemm.preprocess.image:Normalize",
+    "pcm": "edgemm.preprocess.audio:Pcm",
+    "mono": "edgemm.preprocess.audio:Mono",
+    "fit_length": "edgemm.preprocess.audio:FitLength",
+    "resample": "edgemm.preprocess.audio:Resample",
+    "pre_emphasis": "edgemm.preprocess.audio:PreEmphasis",
+    "normalize_clip": "edgemm.preprocess.audio:NormalizeClip",
+    "log_mel": "edgemm.preprocess.audio_features:LogMel",
+    "mfcc": "edgemm.preprocess.audio_features:Mfcc",
 }
 """Name in recipes -> `"module:Class"`. The name is the class's in snake case."""
 
