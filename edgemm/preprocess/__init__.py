@@ -31,10 +31,11 @@ A step is a frozen, slotted dataclass, in the file of its family: `image`, `poin
       # edgemm/bake/emit_image.py
       def center_crop(tape: Tape, value: ir.Value, step: CenterCrop, spec: TensorSpec) -> ir.Value: ...
 
-  `spec` is what goes into the step: the dtype and shape of `value`. The nodes are of ONNX's own operators, opset 18
-  or later, run on ONNX Runtime and compute what `apply` computes: equal integers, and floats to 1e-5 of the largest
-  (say in the docstring of the step where it is more, and why). Constants are float32; sizes may be symbolic, where
-  the step can be computed so (raise `refuse` in the emitter otherwise: the step then runs on the host).
+  `spec` is what goes into the step: the dtype and shape of `value`; where it says uint8, `value` is float32 with
+  integers in it (TensorRT knows uint8 as an input only). The nodes are of ONNX's own operators, opset 18 or later,
+  run on ONNX Runtime and compute what `apply` does: equal integers, and floats to 1e-5 of the largest (say in the
+  docstring of the step where it is more, and why). Constants are float32; sizes may be symbolic, where the step
+  can be computed so (raise `refuse` in the emitter otherwise: the step then runs on the host).
 
 Tests: `tests/preprocess` (reference against the library that people use), `tests/bake` (graph against reference).
 """

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from edgemm.data import Blank
-from edgemm.errors import DataError, did_you_mean
+from edgemm.errors import DataError, EdgemmError, did_you_mean
+from edgemm.preprocess.registry import parse
 from edgemm.runtime.stand_ins import HEAD, STORED
 from edgemm.runtime.stream_policy import FILLS, Drop
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Precision = Literal["auto", "fp32", "fp16", "int8", "fp8", "int4"]
+RulePrecision = Literal["float", "int8", "int8-dynamic", "int8-weight", "int4-weight", "fp16"]
 Layout = Literal["auto", "staged", "whole", "both"]
 Engine = Literal["auto", "onnxruntime", "openvino"]
 Objective = Literal["latency", "size", "accuracy"]
@@ -54,6 +57,23 @@ class ModelSection(Section):
     )
 
 
+class RawSection(Section):
+    """What an app feeds in the place of an input that is made by `preprocess`."""
+
+    dtype: str = Field(description="numpy dtype name, or str for texts.")
+    shape: tuple[Annotated[int, Field(ge=1)] | str, ...] = Field(
+        default=(), description="Of one sample, without the batch: sizes, or names of symbolic ones."
+    )
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str) -> str:
+        try:
+            return value if value == "str" else np.dtype(value).name
+        except TypeError as error:
+            raise ValueError(f"'{value}' is no dtype: use uint8, int16, float32, str, ...") from error
+
+
 class InputSection(Section):
     """What the file does not say about one input."""
 
@@ -65,6 +85,33 @@ class InputSection(Section):
         description="What it gives when its sensor is silent: zeros, mean, silence:LEVEL (noise of that standard "
         "deviation), constant:VALUE or FILE.npy; default: zeros for floats, unchanged for integers.",
     )
+    preprocess: tuple[str | dict[str, dict[str, Any] | None], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Steps from raw data to this input, in order: [{resize: {size: [224, 224]}}, to_chw]; samples "
+        "and the device give raw data then. docs/preprocessing.md lists them.",
+    )
+    bake: bool | None = Field(
+        default=None,
+        description="true: the steps become a part of the graph, or fail; false: they run on the host. "
+        "Default: in the graph where every step can.",
+    )
+    source: str | None = Field(
+        default=None, description="Name of the raw array, where inputs share one; default: the input's."
+    )
+    raw: RawSection | None = Field(
+        default=None, description="Dtype and shape of the raw array; default: what the samples show."
+    )
+
+    @field_validator("preprocess")
+    @classmethod
+    def _known_steps(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if value is not None:
+            try:
+                parse(value)
+            except EdgemmError as error:
+                raise ValueError(f"{str(error).removesuffix('.')} ({error.hint})") from error
+        return value
 
     @field_validator("blank", mode="before")
     @classmethod
@@ -126,6 +173,38 @@ class ExportSection(Section):
     relative_tolerance: float = Field(default=1e-3, ge=0, description="Parity: plus this share of max |output|.")
 
 
+class RuleMatch(Section):
+    """Which nodes a rule is about: those that fit all that is given; `*` and `?` stand for anything."""
+
+    stage: str | None = Field(default=None, description="Name of the stage, as `edgemm inspect` shows it.")
+    modality: str | None = Field(
+        default=None, description="Stages that see this modality and no other: its encoder."
+    )
+    op: str | None = Field(default=None, description="ONNX operator: Conv, Gemm, MatMul, LSTM.")
+    node: str | None = Field(default=None, description="Name of the node, as `edgemm plan --all` shows it.")
+
+    @model_validator(mode="after")
+    def _something(self) -> RuleMatch:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("it matches nothing: give stage, modality, op or node")
+        return self
+
+
+class QuantizeRule(Section):
+    """The precision of some nodes, whatever the search would choose for them."""
+
+    match: RuleMatch = Field(description="Which nodes.")
+    precision: RulePrecision = Field(
+        description="float: never quantized; float32 on NVIDIA targets. CPU targets, where the node can have it: "
+        "int8, int8-dynamic (a scale per call), int8-weight, int4-weight. NVIDIA targets: fp16, not quantized."
+    )
+
+    @property
+    def integer(self) -> bool:
+        """Whether it asks for integers."""
+        return self.precision.startswith("int")
+
+
 class QuantizeSection(Section):
     """What precision may be used."""
 
@@ -147,6 +226,25 @@ class QuantizeSection(Section):
     )
     plan: Path | None = Field(default=None, description="A saved plan to apply instead of searching for one.")
     cache: bool = Field(default=True, description="Keep measurements, so that a search that was stopped goes on.")
+    rules: tuple[QuantizeRule, ...] = Field(
+        default=(),
+        description="Precision by hand: [{match: {modality: image, op: Conv*}, precision: float}]. Of several that "
+        "match a node the last counts; one that matches nothing is an error.",
+    )
+
+    @model_validator(mode="after")
+    def _rules_have_room(self) -> QuantizeSection:
+        if self.rules and self.plan is not None:
+            raise ValueError("rules and plan: a saved plan has decided about every node; give one of them")
+        asked = next((r.precision for r in self.rules if r.integer), None)
+        if asked is not None and self.precision in ("fp32", "fp16"):
+            raise ValueError(f"rules: {asked} contradicts precision {self.precision}")
+        return self
+
+    @property
+    def integers_demanded(self) -> bool:
+        """Whether something must be integer, or nothing ships."""
+        return self.precision == "int8" or any(rule.integer for rule in self.rules)
 
 
 class StreamSection(Section):
@@ -271,6 +369,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _ranges_need_data(self) -> Recipe:
         wanted = self.quantize.precision
+        if any(rule.integer for rule in self.quantize.rules) and self.data.calib is None:
+            raise ValueError(
+                "quantize.rules asks for integers but data.calib is missing: ranges are never guessed"
+            )
         if wanted not in ("auto", "fp32") and self.data.calib is None:
             raise ValueError(f"quantize.precision is {wanted} but data.calib is missing: ranges are never guessed")
         return self

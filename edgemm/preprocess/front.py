@@ -1,0 +1,161 @@
+"""What stands in front of a model: which of its inputs are made of which raw arrays, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemm.errors import BundleError, EdgemmError, RecipeError
+from edgemm.preprocess.registry import parse, to_json
+from edgemm.preprocess.step import Step, name_of, output_of, run
+from edgemm.tensors import Dim, IOSpec, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class InputSteps:
+    """How one input of a model is made.
+
+    Attributes:
+        input: The model's input.
+        raw: The array that the app gives: its name (that of the input, unless several inputs read one array),
+            dtype and shape, the batch at axis 0.
+        steps: In order.
+    """
+
+    input: str
+    raw: TensorSpec
+    steps: tuple[Step, ...]
+
+    @property
+    def made(self) -> TensorSpec:
+        """What the steps make, under the name of the input."""
+        return replace(output_of(self.steps, self.raw), name=self.input)
+
+    def __str__(self) -> str:
+        return " -> ".join((str(self.raw), *(name_of(s) for s in self.steps), str(self.made)))
+
+    def row(self, row: np.ndarray) -> np.ndarray:
+        """Returns the input's row of one sample's raw row, both without the batch axis."""
+        made: np.ndarray = run(self.steps, np.asarray(row)[None])[0]
+        return made
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain JSON values; `from_json` is the inverse."""
+        raw = {"name": self.raw.name, "dtype": self.raw.dtype, "shape": list(self.raw.shape)}
+        return {"input": self.input, "raw": raw, "steps": to_json(self.steps)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], folder: Path | None = None) -> InputSteps:
+        """Returns what `to_json` wrote; files that options name are below `folder`.
+
+        Raises:
+            BundleError: It is something else, or has steps that this edgemm does not know.
+        """
+        try:
+            raw = TensorSpec(data["raw"]["name"], data["raw"]["dtype"], tuple(data["raw"]["shape"]))
+            return cls(data["input"], raw, parse(data["steps"], folder))
+        except EdgemmError as error:
+            raise BundleError(f"manifest: {error}", hint="update edgemm on this device") from error
+        except (KeyError, TypeError) as error:
+            hint = "the bundle is damaged or was edited; copy it again, or convert the model again"
+            raise BundleError(f"manifest: 'preprocess' is malformed ({error!r}).", hint=hint) from error
+
+
+class Front:
+    """Runs the steps of a model on the host.
+
+    Attributes:
+        io: The signature with raw arrays in the place of the inputs that are made of them.
+    """
+
+    def __init__(self, io: IOSpec, ways: Sequence[InputSteps]) -> None:
+        """Stands in front of a model with the signature `io`.
+
+        Raises:
+            RecipeError: What the steps make does not fit.
+        """
+        fitted(io, ways)
+        self.io = renamed(io, ways)
+        self._ways = tuple(ways)
+        self._raws = frozenset(way.raw.name for way in ways)
+
+    def __call__(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the model's inputs of raw arrays that were checked; what no step reads goes through."""
+        made = {name: value for name, value in feed.items() if name not in self._raws}
+        made |= {way.input: run(way.steps, feed[way.raw.name]) for way in self._ways if way.raw.name in feed}
+        return made
+
+
+def fitted(io: IOSpec, ways: Sequence[InputSteps]) -> dict[str, Dim]:
+    """Returns the sizes that follow from the steps, by the model's symbolic dimension.
+
+    Raises:
+        RecipeError: What the steps make is not what the model takes, or raw arrays of one name differ.
+    """
+    sizes: dict[str, Dim] = {}
+    raws: dict[str, TensorSpec] = {}
+    for way in ways:
+        made, wanted = way.made, io.input(way.input)
+        _check_raw(io, way, raws.setdefault(way.raw.name, way.raw))
+        fits = made.dtype == wanted.dtype and len(made.shape) == len(wanted.shape)
+        for got, want in zip(made.shape, wanted.shape, strict=False):
+            if isinstance(want, str) and isinstance(got, int):
+                fits = fits and sizes.setdefault(want, got) == got
+            elif isinstance(want, int):
+                fits = fits and got == want
+        if not fits:
+            raise RecipeError(
+                f"input '{way.input}': preprocess gives {made.dtype} {_text(made)}, the model takes "
+                f"{wanted.dtype} {_text(wanted)}.",
+                hint=f"the steps are {way}; docs/preprocessing.md says what each makes",
+            )
+    return sizes
+
+
+def renamed(io: IOSpec, ways: Sequence[InputSteps]) -> IOSpec:
+    """Returns the signature of a model with its steps in front: raw arrays take the places of its inputs."""
+    sizes = fitted(io, ways)
+    by_input = {way.input: way.raw for way in ways}
+
+    def sized(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in spec.shape))
+
+    inputs = dict.fromkeys(by_input.get(spec.name) or sized(spec) for spec in io.inputs)
+    reasons = io.reasons
+    return replace(
+        io,
+        inputs=tuple(inputs),
+        outputs=tuple(sized(spec) for spec in io.outputs),
+        modalities=_renamed_keys(io.modalities, by_input),
+        reasons=None if reasons is None else _renamed_keys(reasons, by_input),
+    )
+
+
+def _renamed_keys(values: Mapping[str, str], by_input: Mapping[str, TensorSpec]) -> dict[str, str]:
+    result: dict[str, str] = {}
+    for name, value in values.items():
+        result.setdefault(by_input[name].name if name in by_input else name, value)
+    return result
+
+
+def _check_raw(io: IOSpec, way: InputSteps, first: TensorSpec) -> None:
+    """Checks that a raw array is the same for all that is made of it, and is of one modality."""
+    if way.raw != first:
+        raise RecipeError(
+            f"input '{way.input}': its source is {way.raw}, and {first} for another input.",
+            hint="inputs that read one raw array agree on `raw`",
+        )
+    others = {i.name for i in io.inputs} - {way.input}
+    if way.raw.name in others:
+        raise RecipeError(
+            f"input '{way.input}': its source '{way.raw.name}' is another input of the model.",
+            hint="give the raw array a name of its own",
+        )
+
+
+def _text(spec: TensorSpec) -> str:
+    return f"[{', '.join(map(str, spec.shape))}]"
