@@ -34,8 +34,9 @@ def fit_length(tape: Tape, value: ir.Value, step: audio.FitLength, spec: TensorS
     """Fills with `length` zeros, whatever came in, and cuts."""
     if spec.shape[1] == step.length:
         return value
-    start = step.keep == "start"
-    pads = (0, 0, 0, step.length) if start else (0, step.length, 0, 0)
+    start, axes = step.keep == "start", len(spec.shape)
+    pads = [0] * (2 * axes)
+    pads[axes + 1 if start else 1] = step.length
     value = tape.op("Pad", [value, tape.integers(*pads)])
     ends = (0, step.length) if start else (-step.length, _TO_THE_END)
     return _slice(tape, value, 1, *ends)

@@ -32,6 +32,10 @@ EMITTERS: Mapping[str, str] = {
     "normalize_clip": "edgemm.bake.emit_audio:normalize_clip",
     "log_mel": "edgemm.bake.emit_audio:log_mel",
     "mfcc": "edgemm.bake.emit_audio:log_mel",
+    "units": "edgemm.bake.emit_imu:units",
+    "mount_axes": "edgemm.bake.emit_imu:mount_axes",
+    "gravity": "edgemm.bake.emit_imu:gravity",
+    "transpose": "edgemm.bake.emit_imu:transpose",
 }
 """Step name -> `"module:function"`. A step without a row runs on the host."""
 

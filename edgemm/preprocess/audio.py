@@ -54,7 +54,7 @@ class Mono:
 
 @dataclass(frozen=True, slots=True)
 class FitLength:
-    """Cuts or fills waves `[batch, samples]` to a fixed number of samples; what is filled in is silence.
+    """Cuts or fills `[batch, samples, ...]` to a fixed number of samples; what is filled in is 0.
 
     Attributes:
         length: Samples that come out.
@@ -69,16 +69,18 @@ class FitLength:
         expect(self.length > 0, self, "length", "at least 1 sample")
 
     def apply(self, batch: np.ndarray) -> np.ndarray:
-        """Returns `[batch, length]`."""
-        missing = max(0, self.length - batch.shape[1])
-        if self.keep == "start":
-            return np.pad(batch, ((0, 0), (0, missing)))[:, : self.length]
-        return np.pad(batch, ((0, 0), (missing, 0)))[:, -self.length :]
+        """Returns `[batch, length, ...]`."""
+        start, missing = self.keep == "start", max(0, self.length - batch.shape[1])
+        pads = [(0, 0)] * batch.ndim
+        pads[1] = (0, missing) if start else (missing, 0)
+        filled = np.pad(batch, pads)
+        return filled[:, : self.length] if start else filled[:, -self.length :]
 
     def output(self, spec: TensorSpec) -> TensorSpec:
-        """Returns `[batch, length]`."""
-        samples_of(self, spec)
-        return TensorSpec(spec.name, spec.dtype, (spec.shape[0], self.length))
+        """Returns `[batch, length, ...]`."""
+        if spec.dtype != "float32" or len(spec.shape) < 2:
+            raise refuse(self, spec, "float32 [batch, samples, ...]", "put `pcm` or `units` before it")
+        return TensorSpec(spec.name, spec.dtype, (spec.shape[0], self.length, *spec.shape[2:]))
 
 
 @dataclass(frozen=True, slots=True)

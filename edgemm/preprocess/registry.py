@@ -31,6 +31,10 @@ STEPS: Mapping[str, str] = {
     "normalize_clip": "edgemm.preprocess.audio:NormalizeClip",
     "log_mel": "edgemm.preprocess.audio_features:LogMel",
     "mfcc": "edgemm.preprocess.audio_features:Mfcc",
+    "units": "edgemm.preprocess.imu:Units",
+    "mount_axes": "edgemm.preprocess.imu:MountAxes",
+    "gravity": "edgemm.preprocess.imu:Gravity",
+    "transpose": "edgemm.preprocess.imu:Transpose",
 }
 """Name in recipes -> `"module:Class"`. The name is the class's in snake case."""
 
