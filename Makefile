@@ -9,7 +9,7 @@ RTX := $(VENV)/.rtx
 RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/backends/test_device_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py \
 	tests/pipeline/test_tensorrt_engines.py tests/runtime/test_trt_real_module.py
 
-.PHONY: setup demo demo-rtx test test-slow test-rtx test-gpu test-aarch64 check format bench bench-runtime soak clean help
+.PHONY: setup demo demo-rtx recipes test test-slow test-rtx test-gpu test-aarch64 check format bench bench-runtime soak clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,10 @@ demo: $(DEMO)  ## train a fusion model on real data, convert, run, profile
 
 demo-rtx: $(DEMO) $(RTX)  ## engines of that model for GPUs that are not here, by the real TensorRT for RTX
 	$(BIN)/python -m recipes.demo_rtx
+
+recipes: $(FIXTURES)  ## train, convert and score every recipe; what is done is not done again (half an hour)
+	$(BIN)/python -m recipes.make
+	$(BIN)/python -m recipes.catalogue
 
 test: $(STAMP)   ## the fast tests
 	$(BIN)/pytest -n 2

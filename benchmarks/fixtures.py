@@ -3,8 +3,9 @@
     python benchmarks/fixtures.py all
     python benchmarks/fixtures.py av_digits imu --folder .cache/edgemm/fixtures
 
-Four kinds: models trained here on real data, a model around a published text encoder, ONNX files that other
-projects ship, and tiny untrained models of `transformers` (`hf_*`) whose graphs are what matters.
+Three kinds: the models of `recipes/`, ONNX files that other projects ship, and tiny untrained models of
+`transformers` (`hf_*`) whose graphs are what matters. `build` knows every recipe by name; those in `FIXTURES` are
+what benchmarks and tests go through.
 """
 
 from __future__ import annotations
@@ -21,18 +22,15 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 
-from recipes.datasets import av_digits, foreign, imu, reviews
-from recipes.datasets.cache import Arrays, cache_root, save_arrays
-from recipes.models import av_attention, av_gru, hf_tiny, review_image
-from recipes.models import av_digits as av_digits_model
-from recipes.models import imu as imu_model
-from recipes.models.saving import save_program, save_weights
+from recipes.datasets import foreign
+from recipes.datasets.cache import cache_root
+from recipes.models import hf_tiny
+from recipes.models.saving import save_weights
+from recipes.prepare import VERSION, convert_arguments, prepare, read_recipe, recipe_names
+from recipes.training.writing import save_data
 
 ROOT = Path(__file__).resolve().parents[1]
-VERSION = "1"
-"""Raised when the same name is to mean other weights or other data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +38,14 @@ class Fixture:
     """A model file with the data to convert it.
 
     Attributes:
-        name: Key of `FIXTURES`.
+        name: Of `FIXTURES`.
         model: `.pt2`, `.pt` (a state_dict) or `.onnx`.
         calib: Samples for calibration and search, `.npz`.
         eval: Samples that neither training nor calibration has seen, `.npz`.
         label: Label array of both, or None when the model has no task.
         metric: The task's metric, or None with `label`.
         options: What else `edgemm convert` needs.
+        recipe: What follows `edgemm convert` instead of all this, for a model that its recipe describes.
     """
 
     name: str
@@ -56,10 +55,13 @@ class Fixture:
     label: str | None = None
     metric: str | None = None
     options: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """What follows `edgemm convert`, without the output."""
+        if self.recipe:
+            return self.recipe
         task = ("--label", self.label) if self.label else ()
         metric = ("--metric", self.metric) if self.metric else ()
         data = ("--calib", str(self.calib), "--eval", str(self.eval))
@@ -75,14 +77,16 @@ def build(name: str, folder: Path | None = None) -> Fixture:
     """Returns the fixture called `name`, built in `folder/name` unless it is there already.
 
     Args:
-        name: Key of `FIXTURES`.
+        name: Of `FIXTURES`, or a recipe.
         folder: Where fixtures live; `.cache/edgemm/fixtures` under the current directory by default.
 
     Raises:
         KeyError: There is no such fixture.
         RuntimeError: A package that it needs is not installed.
     """
-    maker = FIXTURES[name]
+    if name in recipe_names():
+        return _of_recipe(name, prepare(name, folder))
+    maker = OTHERS[name]
     place = (folder or cache_root() / "fixtures") / name
     done = place / "complete"
     if done.exists() and done.read_text() == VERSION:
@@ -94,65 +98,30 @@ def build(name: str, folder: Path | None = None) -> Fixture:
     return fixture
 
 
+def _of_recipe(name: str, place: Path) -> Fixture:
+    """Returns a recipe's files: by themselves where a program says all of the model, else with the recipe."""
+    fields = read_recipe(name)
+    model, data = place / Path(fields["model"]["path"]).name, fields["data"]
+    metric = fields["evaluate"].get("metric")
+    if name in FIXTURES:
+        return _at(place, place / "model.pt2", name=name, label=data["label"], metric=metric)
+    recipe = tuple(convert_arguments(name, place))
+    return _at(place, model, name=name, label=data.get("label"), metric=metric, recipe=recipe)
+
+
 def _at(place: Path, model: Path, **more: object) -> Fixture:
-    return Fixture("", model, place / "calib.npz", place / "eval.npz", **more)  # type: ignore[arg-type]
-
-
-def _save(place: Path, splits: Mapping[str, Arrays]) -> None:
-    for split in ("calib", "eval"):
-        save_arrays(place / f"{split}.npz", splits[split])
-
-
-def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _imu(place: Path, make: bool) -> Fixture:
-    if make:
-        splits = {"calib": imu.load("TRAIN"), "eval": imu.load("TEST")}
-        model = imu_model.build()
-        imu_model.train(model, _tensors(splits["calib"]))
-        _save(place, splits)
-        save_program(model, {n: splits["calib"][n] for n in ("accel", "gyro")}, place / "model.pt2")
-    return _at(place, place / "model.pt2", label="label", metric="accuracy")
-
-
-def _digits(factory: Callable[[], torch.nn.Module], rate: float, epochs: int) -> Maker:
-    def make_digits(place: Path, make: bool) -> Fixture:
-        if make:
-            splits, model = av_digits.load(), factory()
-            av_digits_model.train(model, _tensors(splits["train"]), rate=rate, epochs=epochs, report=_note)
-            for without in ("", "image", "audio"):
-                score = av_digits_model.accuracy(model, _tensors(splits["eval"]), without=without)
-                _note(f"accuracy {score:.2%}" + (f" without {without}" if without else ""))
-            _save(place, splits)
-            save_program(model, {n: splits["calib"][n] for n in ("image", "audio")}, place / "model.pt2")
-            save_weights(model, place / "model.pt")
-        return _at(place, place / "model.pt2", label="label", metric="accuracy")
-
-    return make_digits
-
-
-def _review_image(place: Path, make: bool) -> Fixture:
-    if make:
-        splits = reviews.load(review_image.minilm_folder() / "tokenizer.json")
-        model = review_image.build()
-        review_image.train(model, _tensors(splits["train"]), report=_note)
-        _save(place, splits)
-        inputs = ("image", "input_ids", "attention_mask")
-        save_program(model, {n: splits["calib"][n] for n in inputs}, place / "model.pt2")
-    return _at(place, place / "model.pt2", label="label", metric="accuracy")
+    return Fixture(**{"name": "", **more}, model=model, calib=place / "calib.npz", eval=place / "eval.npz")  # type: ignore[arg-type]
 
 
 def _riann(place: Path, make: bool) -> Fixture:
     if make:
-        _save(place, foreign.attitude())
+        save_data(place, foreign.attitude())
     return _at(place, foreign.model_file("riann", "riann/riann.onnx"), options=("--state", "h0=hn"))
 
 
 def _voice_filter(place: Path, make: bool) -> Fixture:
     if make:
-        _save(place, foreign.voice_filter())
+        save_data(place, foreign.voice_filter())
     model = foreign.model_file("open-voicefilter-lite", "voicefilter_lite/models/voicefilter_lite.int8.onnx")
     return _at(place, model, options=("--state", "h0=hN", "--state", "c0=cN"))
 
@@ -160,7 +129,7 @@ def _voice_filter(place: Path, make: bool) -> Fixture:
 def _wake_word(part: str, file: str, **more: object) -> Maker:
     def make_wake_word(place: Path, make: bool) -> Fixture:
         if make:
-            _save(place, foreign.wake_word()[part])
+            save_data(place, foreign.wake_word()[part])
         model = foreign.model_file("openwakeword", f"openwakeword/resources/models/{file}.onnx")
         return _at(place, model, **more)
 
@@ -172,7 +141,9 @@ def _transformers(name: str) -> Maker:
         if make:
             model = hf_tiny.FACTORIES[name]()
             save_weights(model, place / "model.pt")
-            _save(place, {"calib": hf_tiny.sample_inputs(name, 64), "eval": hf_tiny.sample_inputs(name, 64, 1)})
+            save_data(
+                place, {"calib": hf_tiny.sample_inputs(name, 64), "eval": hf_tiny.sample_inputs(name, 64, 1)}
+            )
         factory = f"{ROOT / 'recipes' / 'models' / 'hf_tiny.py'}:{name}"
         return _at(place, place / "model.pt", options=("--factory", factory))
 
@@ -182,12 +153,7 @@ def _transformers(name: str) -> Maker:
 Maker = Callable[[Path, bool], Fixture]
 """Called with the fixture's folder and whether it must write its files there."""
 
-FIXTURES: Mapping[str, Maker] = {
-    "imu": _imu,
-    "av_digits": _digits(av_digits_model.build, 3e-3, 5),
-    "av_gru": _digits(av_gru.build, 3e-3, 8),
-    "av_attention": _digits(av_attention.build, 2e-3, 10),
-    "review_image": _review_image,
+OTHERS: Mapping[str, Maker] = {
     "riann": _riann,
     "voice_filter": _voice_filter,
     "wake_mel": _wake_word("mel", "melspectrogram"),
@@ -195,17 +161,16 @@ FIXTURES: Mapping[str, Maker] = {
     "wake_word": _wake_word("word", "hey_jarvis_v0.1", label="label", metric="auroc"),
     **{f"hf_{name}": _transformers(name) for name in hf_tiny.FACTORIES},
 }
-"""Every fixture by name."""
+"""Fixtures that no recipe makes."""
 
-
-def _note(line: str) -> None:
-    print(f"  {line}", file=sys.stderr)
+FIXTURES = ("imu", "av_digits", "av_gru", "av_attention", "review_image", *OTHERS)
+"""What benchmarks and tests go through, by name."""
 
 
 def main() -> None:
     """Builds the named fixtures and prints where they are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=["all", *FIXTURES], metavar="NAME")
+    parser.add_argument("names", nargs="+", choices=["all", *FIXTURES, *recipe_names()], metavar="NAME")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     for name in FIXTURES if "all" in options.names else options.names:

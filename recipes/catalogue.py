@@ -1,0 +1,110 @@
+"""Writes the table of recipes in `recipes/README.md` out of what the recipes say and what was measured of them.
+
+python -m recipes.catalogue            # after `python -m recipes.make`
+python -m recipes.catalogue --check    # exit code 1 if the table is not what it would write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.datasets.cache import replacing
+
+RECIPES = Path(__file__).resolve().parent
+PAGE, RESULTS = RECIPES / "README.md", RECIPES / "results"
+BEGIN, END = "<!-- catalogue: `python -m recipes.catalogue` writes this -->", "<!-- end of the catalogue -->"
+COLUMNS = ("recipe", "task", "modalities", "fusion", "data", "float", "edge", "latency", "size", "command")
+PERCENT = frozenset({"accuracy", "f1_macro", "auroc", "agreement"})
+"""Metrics that are shares; those of the recipes' own say so by lying from 0 to 1."""
+
+
+def catalogue(recipes: Path = RECIPES, results: Path = RESULTS) -> str:
+    """Returns the table in Markdown, a row per recipe by name; what was not measured is a dash.
+
+    Raises:
+        ValueError: A recipe has no `about`, or a record is of a quick run.
+    """
+    rows = [_row(file, _record(results / f"{file.stem}.json")) for file in sorted(recipes.glob("*.yaml"))]
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _record(file: Path) -> Mapping[str, Any] | None:
+    if not file.exists():
+        return None
+    record: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if record["quick"]:
+        raise ValueError(f"{file} is of a quick run, which says nothing about the recipe: make it in full.")
+    return record
+
+
+def _row(file: Path, record: Mapping[str, Any] | None) -> Sequence[str]:
+    fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    about = fields.get("about")
+    if not about:
+        raise ValueError(f"{file} has no section `about`: say task, fusion and data.")
+    data = f"**synthetic**: {about['data']}" if about.get("synthetic") else about["data"]
+    measured = ("–",) * 4 if record is None else _measured(record)
+    named = ", ".join(record["modalities"] if record else _modalities(fields))
+    words = (f"[`{file.stem}`]({file.name})", about["task"], named, about["fusion"], data)
+    return (*(w.replace("|", "/") for w in words), *measured, f"`python -m recipes.make {file.stem}`")
+
+
+def _modalities(fields: Mapping[str, Any]) -> list[str]:
+    return sorted({section["modality"] for section in fields.get("inputs", {}).values() if "modality" in section})
+
+
+def _measured(record: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Returns the float model's score with the metric's name, what ships, and both ratios."""
+    accuracy, metric = record["accuracy"], record["metric"].rpartition(":")[2]
+    share = metric in PERCENT or all(0 <= accuracy[key] <= 1 for key in ("float", "variant"))
+    before, after = (f"{accuracy[k]:.1%}" if share else f"{accuracy[k]:.3g}" for k in ("float", "variant"))
+    also = "".join(f", {name} {value:.3g}" for name, value in record["also"].items())
+    ratio = record["latency"]["ratio"]
+    return (
+        f"{metric} {before}",
+        f"{after} {record['ships']['precision']}{also}",
+        "–" if ratio is None else f"{ratio:.2f}",
+        f"{record['size']['ratio']:.2f}",
+    )
+
+
+def with_catalogue(page: str, table: str) -> str:
+    """Returns the page with the table between its two marks.
+
+    Raises:
+        ValueError: A mark is missing.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the page lacks one of the lines {BEGIN} and {END}.")
+    return f"{before}{begin}\n\n{table}\n{end}{after}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Writes the table, or says whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args(words)
+    page = PAGE.read_text(encoding="utf-8")
+    wanted = with_catalogue(page, catalogue())
+    if page == wanted:
+        return 0
+    if options.check:
+        print("the catalogue in recipes/README.md is old: python -m recipes.catalogue", file=sys.stderr)
+        return 1
+    with replacing(PAGE) as temporary:
+        temporary.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

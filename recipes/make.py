@@ -1,0 +1,286 @@
+"""Trains, converts and scores the recipes of this folder; what is done already is not done again.
+
+    python -m recipes.make                     # all of them; the weakest row comes first in the closing table
+    python -m recipes.make imu av_digits       # these
+    python -m recipes.make all --quick --folder build/quick   # a few training steps each, to see that they run
+
+A recipe is done again when its training script, its model, the code of its data or its YAML has changed. Every
+step is a process of its own, so a recipe that fails takes none of the others with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from recipes.datasets.cache import replacing
+from recipes.prepare import (
+    DATA,
+    RECIPES,
+    convert_arguments,
+    is_prepared,
+    read_recipe,
+    recipe_names,
+    training_digest,
+)
+
+RESULTS = RECIPES / "results"
+console = Console(stderr=True, highlight=False)
+
+Record = dict[str, Any]
+
+
+class RecipeError(RuntimeError):
+    """A step of a recipe ended badly; the message is what it said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Where a recipe is made.
+
+    Attributes:
+        name: Of the recipe.
+        folder: Folder of the recipes' models, data and bundles.
+        results: Folder of the records.
+        quick: Train a few steps only.
+    """
+
+    name: str
+    folder: Path
+    results: Path
+    quick: bool = False
+
+    @property
+    def place(self) -> Path:
+        """Folder of the model, its data and its bundle."""
+        return self.folder / self.name
+
+    @property
+    def bundle(self) -> Path:
+        """The converted model."""
+        return self.place / f"{self.name}.edgemm"
+
+    @property
+    def record(self) -> Path:
+        """What was measured, as JSON."""
+        return self.results / f"{self.name}.json"
+
+    def digest(self) -> str:
+        """Returns a digest of everything that decides what comes out: code of the training, and the YAML."""
+        fields = json.dumps(read_recipe(self.name), sort_keys=True)
+        text = f"{training_digest(self.name)} {fields} {self.quick}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def finished(self) -> Record | None:
+        """Returns the record if this machine made it of what is there now."""
+        made = self.place / "converted"
+        if not (is_prepared(self.name, self.place, quick=self.quick) and self.bundle.exists() and made.exists()):
+            return None
+        if made.read_text() != self.digest() or not self.record.exists():
+            return None
+        record: Record = json.loads(self.record.read_text())
+        return record if record["inputs"] == self.digest() else None
+
+
+def make(work: Work) -> Record:
+    """Returns what was measured of a recipe, after training, converting and scoring it.
+
+    Raises:
+        RecipeError: A step fails; the record of an earlier time stays as it is.
+    """
+    digest = work.digest()
+    trained = is_prepared(work.name, work.place, quick=work.quick)
+    start = time.perf_counter()
+    options = ("--folder", str(work.folder), *(("--quick",) if work.quick else ()))
+    with console.status(f"{work.name}: training"):
+        _run("recipes.prepare", work.name, *options)
+    seconds = time.perf_counter() - start
+    _write_seconds(work.place, seconds, trained)
+    start = time.perf_counter()
+    with console.status(f"{work.name}: converting"):
+        arguments = (*convert_arguments(work.name, work.place), "-o", str(work.bundle), "--json", "--force")
+        result = json.loads(_run("edgemm", "convert", *arguments))
+    record = {"recipe": work.name, "inputs": digest, "quick": work.quick, **summary(result)}
+    record["also"] = _also(work)
+    record["seconds"] = {
+        "train": json.loads((work.place / "seconds.json").read_text()),
+        "convert": round(time.perf_counter() - start, 1),
+    }
+    record |= _made_by()
+    with replacing(work.record) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    (work.place / "converted").write_text(digest)
+    return record
+
+
+def _run(module: str, *arguments: str) -> str:
+    """Returns the stdout of `python -m MODULE ARGUMENTS`."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RECIPES.parent)
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise RecipeError(" ".join(lines[-2:])[-400:] or f"{module} ended with {done.returncode}")
+    return done.stdout
+
+
+def _write_seconds(place: Path, seconds: float, trained: bool) -> None:
+    """Keeps how long the training took, which a run that finds it done does not know."""
+    file = place / "seconds.json"
+    if not trained:
+        file.write_text(json.dumps(round(seconds, 1)))
+    elif not file.exists():
+        file.write_text("null")
+
+
+def summary(result: Record) -> Record:
+    """Returns the small part of what `edgemm convert --json` prints that the catalogue is made of."""
+    shipped = next(v for v in result["variants"] if v["refused"] is None)
+    accuracy, latency = shipped["accuracy"], shipped["latency"]
+    before, after = result["float_size_bytes"], shipped["size_bytes"]
+    return {
+        "modalities": sorted({i["modality"] for i in result["inputs"] if i.get("modality")}),
+        "parameters": sum(stage["parameters"] for stage in result["stages"]),
+        "metric": accuracy["metric"],
+        "samples": accuracy["samples"],
+        "accuracy": {key: _short(accuracy[key]) for key in ("float", "variant", "drop", "budget")},
+        "latency": {key: _short(latency[key]) for key in ("float_ms", "variant_ms", "ratio")},
+        "size": {"float_bytes": before, "edge_bytes": after, "ratio": _short(after / before)},
+        "ships": {key: shipped[key] for key in ("name", "precision", "layout", "decisions")},
+        "refused": {v["name"]: v["refused"] for v in result["variants"] if v["refused"]},
+    }
+
+
+def _short(number: float | None) -> float | None:
+    return None if number is None else float(f"{number:.4g}")
+
+
+def _also(work: Work) -> dict[str, float | None]:
+    """Returns the metrics that the training script names in `ALSO`, of what ships, on the evaluation samples."""
+    script = (RECIPES / "training" / f"{work.name}.py").read_text(encoding="utf-8")
+    if not re.search(r"^ALSO\b", script, re.MULTILINE):
+        return {}
+    from importlib import import_module
+
+    from edgemm.data import open_samples
+    from edgemm.metrics import evaluate, metric
+    from edgemm.runtime import open_session
+
+    fields = read_recipe(work.name)
+    samples, label = open_samples(str(work.place / "eval.npz")), fields["data"].get("label")
+    scores = {}
+    with open_session(work.bundle, cache="off") as session:
+        for name in import_module(f"recipes.training.{work.name}").ALSO:
+            chosen = metric(str(RECIPES / name) if ".py:" in name else name)
+            output = fields["evaluate"].get("output")
+            scores[name.rpartition(":")[2]] = _short(
+                evaluate(session.run, session.io, samples, chosen, label=label, output=output, batch=1)
+            )
+    return scores
+
+
+def _made_by() -> Record:
+    from edgemm.pipeline.provenance import measured_here, tool_versions
+
+    measured = measured_here(0)
+    return {"created": measured["created"], "machine": measured["machine"], "tools": tool_versions()}
+
+
+def weakest_first(records: Iterable[Record]) -> list[Record]:
+    """Returns failures, then the records by how much slower than hoped they are; no latency is last."""
+
+    def rank(record: Record) -> tuple[bool, float, float]:
+        if "error" in record:
+            return (False, 0.0, 0.0)
+        lost = record["accuracy"]["drop"] > record["accuracy"]["budget"]
+        return (True, -float(lost), -(record["latency"]["ratio"] or 0.0))
+
+    return sorted(records, key=rank)
+
+
+def make_all(works: Sequence[Work], *, again: bool = False) -> list[Record]:
+    """Returns a record per recipe; one that fails has `error` and ends none of the others.
+
+    Args:
+        works: What to make, in order.
+        again: Convert and score what is done as well.
+    """
+    records = []
+    for number, work in enumerate(works, 1):
+        start = time.perf_counter()
+        record, said = None if again else work.finished(), "done before"
+        if record is None:
+            try:
+                record = make(work)
+                said = f"{time.perf_counter() - start:.0f} s"
+            except RecipeError as error:
+                record, said = {"recipe": work.name, "error": str(error)}, f"[red]failed[/]: {error}"
+        records.append(record)
+        console.print(f"{number}/{len(works)} [bold]{work.name}[/]: {said}", soft_wrap=True)
+    return records
+
+
+def show(records: Sequence[Record]) -> Table:
+    """Returns the closing table."""
+    table = Table(box=None, pad_edge=False)
+    columns = ("recipe", "metric", "float", "edge", "ms float", "ms edge", "ratio", "size", "train s", "convert s")
+    for column in columns:
+        table.add_column(column, justify="left" if column in columns[:2] else "right")
+    for record in records:
+        if "error" in record:
+            table.add_row(record["recipe"], "failed")
+            continue
+        accuracy, latency, took = record["accuracy"], record["latency"], record["seconds"]
+        numbers = (accuracy["float"], accuracy["variant"], latency["float_ms"], latency["variant_ms"])
+        cells = (*numbers, latency["ratio"], record["size"]["ratio"])
+        table.add_row(
+            record["recipe"],
+            record["metric"].rpartition(":")[2],
+            *("" if cell is None else f"{cell:.4g}" for cell in cells),
+            *("" if s is None else f"{s:.0f}" for s in (took["train"], took["convert"])),
+        )
+    return table
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Makes the named recipes; returns 1 if one of them failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default="all", choices=["all", *recipe_names()], metavar="NAME")
+    parser.add_argument("--quick", action="store_true", help="train a few steps on a few samples")
+    parser.add_argument("--folder", type=Path, help="models, data and bundles (default: .cache/edgemm/fixtures)")
+    parser.add_argument("--results", type=Path, help="records (default: recipes/results; FOLDER/results if quick)")
+    parser.add_argument("--again", action="store_true", help="convert and score what is done, too")
+    parser.add_argument("--json", action="store_true", help="the records on stdout instead of a table")
+    options = parser.parse_args(words)
+    warnings.simplefilter("ignore")
+    folder = (options.folder or (DATA.parent / "quick" if options.quick else DATA)).resolve()
+    results = (options.results or (folder / "results" if options.quick else RESULTS)).resolve()
+    names = recipe_names() if "all" in options.names else list(dict.fromkeys(options.names))
+    start = time.perf_counter()
+    works = [Work(name, folder, results, options.quick) for name in names]
+    records = weakest_first(make_all(works, again=options.again))
+    if options.json:
+        print(json.dumps(records, indent=1))
+    else:
+        Console(width=120).print(show(records))
+    for record in records:
+        if "error" in record:
+            console.print(f"{record['recipe']}: {record['error']}", soft_wrap=True)
+    console.print(f"{len(names)} recipes in {(time.perf_counter() - start) / 60:.1f} minutes")
+    return int(any("error" in record for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Trains what a recipe converts, once: the model and its data are found again until what makes them changes.
+
+    python -m recipes.prepare imu              # .cache/edgemm/fixtures/imu: model.pt2, calib.npz, eval.npz
+    python -m recipes.prepare imu --quick      # a few steps on a few samples, to see that it runs
+
+`recipes/training/NAME.py` has `make(place, quick=False)`, which writes the files that `recipes/NAME.yaml` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.datasets.cache import cache_root
+
+VERSION = "1"
+"""Raised when the same name is to mean other weights or other data."""
+
+RECIPES = Path(__file__).resolve().parent
+DATA = RECIPES.parent / ".cache" / "edgemm" / "fixtures"
+"""Where the recipes look for their files."""
+
+PLUMBING = frozenset({"datasets/cache.py", "models/saving.py", "training/writing.py"})
+"""How files are written, which changes nothing in them."""
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the recipes that are trained here, in order."""
+    return sorted(
+        p.stem for p in RECIPES.glob("*.yaml") if (RECIPES / "training" / p.name).with_suffix(".py").exists()
+    )
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Returns the fields of `recipes/NAME.yaml` as they are written there.
+
+    Raises:
+        KeyError: There is no such recipe.
+    """
+    if name not in recipe_names():
+        raise KeyError(f"no recipe {name!r} (recipes: {', '.join(recipe_names())})")
+    fields: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return fields
+
+
+def convert_arguments(name: str, place: Path) -> list[str]:
+    """Returns what follows `edgemm convert` for the files at `place`: the recipe, and where its files are.
+
+    Args:
+        name: Of a recipe.
+        place: The folder that `prepare` returned.
+    """
+    recipe, home = str(RECIPES / f"{name}.yaml"), f"../.cache/edgemm/fixtures/{name}/"
+    if place.resolve() == (DATA / name).resolve():
+        return [recipe]
+    moved = [
+        f"{key}={place.resolve() / value.removeprefix(home)}"
+        for key, value in _leaves(read_recipe(name))
+        if isinstance(value, str) and value.startswith(home)
+    ]
+    return [recipe, *(word for setting in moved for word in ("--set", setting))]
+
+
+def _leaves(fields: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields `("model.path", value)` of every field that is no section."""
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{start}{key}.")
+        else:
+            yield start + key, value
+
+
+def training_digest(name: str) -> str:
+    """Returns a digest of the code that makes a recipe's files; comments and docstrings are no part of it."""
+    digest = hashlib.sha256(VERSION.encode())
+    for file in sources(RECIPES / "training" / f"{name}.py"):
+        digest.update(f"{file.relative_to(RECIPES)}\n{_code(file)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def sources(file: Path) -> list[Path]:
+    """Returns `file` and the files of this folder that it imports, and those that they import, in order."""
+    found, waiting = set(), [file]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        waiting += [p for p in _imported(path) if p.relative_to(RECIPES).as_posix() not in PLUMBING]
+    return sorted(found)
+
+
+def _imported(file: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            path = (RECIPES.parent / name.replace(".", "/")).with_suffix(".py")
+            if name.startswith("recipes.") and path.exists():
+                yield path
+
+
+def _code(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def is_prepared(name: str, place: Path, *, quick: bool = False) -> bool:
+    """Returns whether `place` has the files that `prepare` would write."""
+    done, made_by = place / "complete", place / "made_by"
+    if not done.exists() or done.read_text() != _mark(quick):
+        return False
+    return not made_by.exists() or made_by.read_text() == training_digest(name)
+
+
+def _mark(quick: bool) -> str:
+    return f"{VERSION} quick" if quick else VERSION
+
+
+def prepare(name: str, folder: Path | None = None, *, quick: bool = False) -> Path:
+    """Returns the folder with a recipe's model and data, which are made unless they are there already.
+
+    Args:
+        name: Of a recipe.
+        folder: Where the folders of the recipes are; `.cache/edgemm/fixtures` under the current directory by
+            default.
+        quick: Train a few steps on a few samples. What that gives is never taken for the real thing.
+
+    Raises:
+        KeyError: There is no such recipe.
+        RuntimeError: A package that the data need is not installed.
+    """
+    read_recipe(name)
+    place = (folder or cache_root() / "fixtures") / name
+    if not is_prepared(name, place, quick=quick):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        importlib.import_module(f"recipes.training.{name}").make(place, quick=quick)
+        (place / "complete").write_text(_mark(quick))
+    if not (place / "made_by").exists():
+        (place / "made_by").write_text(training_digest(name))
+    return place
+
+
+def main() -> None:
+    """Trains one recipe, with two threads, so that every machine gives about the same weights."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=recipe_names(), metavar="NAME")
+    parser.add_argument("--folder", type=Path, help="where the files go, in a folder NAME")
+    parser.add_argument("--quick", action="store_true", help="a few steps on a few samples")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    try:
+        print(prepare(options.name, options.folder, quick=options.quick))
+    except RuntimeError as error:
+        sys.exit(f"{options.name}: {error}")
+
+
+if __name__ == "__main__":
+    main()
