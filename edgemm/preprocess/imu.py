@@ -110,7 +110,7 @@ class MountAxes:
     def apply(self, batch: np.ndarray) -> np.ndarray:
         """Returns the channels in the new order with their signs."""
         order, signs = self.order(batch.shape[-1])
-        return batch[..., order] * signs
+        return np.asarray(batch[..., order] * signs)
 
     def output(self, spec: TensorSpec) -> TensorSpec:
         """Returns what came in.

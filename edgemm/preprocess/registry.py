@@ -35,6 +35,9 @@ STEPS: Mapping[str, str] = {
     "mount_axes": "edgemm.preprocess.imu:MountAxes",
     "gravity": "edgemm.preprocess.imu:Gravity",
     "transpose": "edgemm.preprocess.imu:Transpose",
+    "lowercase": "edgemm.preprocess.text:Lowercase",
+    "remove_stop_words": "edgemm.preprocess.text:RemoveStopWords",
+    "tokenize": "edgemm.preprocess.text:Tokenize",
 }
 """Name in recipes -> `"module:Class"`. The name is the class's in snake case."""
 
