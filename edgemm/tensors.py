@@ -22,7 +22,7 @@ BATCH = "batch"
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, numpy dtype name (`"float32"`, `"int64"`, `"bool"`, ...) and shape of one tensor."""
+    """Name, numpy dtype name (`"float32"`, `"int64"`, `"bool"`, `"str"`, ...) and shape of one tensor."""
 
     name: str
     dtype: str
@@ -194,7 +194,7 @@ def _check_array(
             f"input '{spec.name}': got {type(array).__name__}, expected a numpy array of {spec.dtype}.",
             hint=f"convert it: numpy.asarray({spec.name}, dtype='{spec.dtype}')",
         )
-    if array.dtype.name != spec.dtype:
+    if array.dtype.name != spec.dtype and not (array.dtype.kind == "U" and spec.dtype == "str"):
         raise DataError(
             f"input '{spec.name}': got dtype {array.dtype.name}, expected {spec.dtype}.",
             hint=f"convert it: {spec.name}.astype('{spec.dtype}')",

@@ -63,6 +63,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """Returns `manifest` as plain JSON values, keys in reading order, free-form parts sorted by key."""
     stream = plain(manifest.stream, "stream")
     stand_ins = [_stand_in_to_json(s) for s in manifest.stand_ins]
+    preprocess = [plain(p, "preprocess", ordered=True) for p in manifest.preprocess]
     return {
         "format": FORMAT,
         "schema": manifest.schema,
@@ -73,6 +74,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "variants": [_variant_to_json(v) for v in manifest.variants],
         **({"stream": stream} if stream else {}),
         **({"stand_ins": stand_ins} if stand_ins else {}),
+        **({"preprocess": preprocess} if preprocess else {}),
         "info": plain(manifest.info, "info"),
         "files": plain(manifest.files, "files"),
         "measured": plain(manifest.measured, "measured"),
@@ -110,6 +112,9 @@ def manifest_from_json(data: object) -> Manifest:
         schema=schema,
         stream=_get(top, "stream", dict, "") if "stream" in top else {},
         stand_ins=_each(top, "stand_ins", "", _stand_in_from_json) if "stand_ins" in top else (),
+        preprocess=_each(top, "preprocess", "", lambda value, where: _kind(value, dict, where))
+        if "preprocess" in top
+        else (),
     )
 
 

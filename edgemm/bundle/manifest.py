@@ -145,6 +145,8 @@ class Manifest:
         schema: Version of the structure, `SCHEMA` for what this edgemm writes.
         stream: Fields of `edgemm.runtime.stream_policy.StreamPolicy` that the recipe sets: defaults of streams.
         stand_ins: For modalities without a sample.
+        preprocess: Steps that run on the host, `edgemm.preprocess.front.InputSteps` as JSON: a session takes raw
+            arrays in the place of inputs of `io`.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Manifest:
     schema: int = SCHEMA
     stream: Mapping[str, Any] = field(default_factory=dict)
     stand_ins: tuple[StandIn, ...] = ()
+    preprocess: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def shipped(self) -> tuple[Variant, ...]:

@@ -29,6 +29,7 @@ from edgemm.pipeline.gaps import Filler
 from edgemm.pipeline.json_file import json_file
 from edgemm.pipeline.missing import behind_wanted, check_cuts, check_fills, check_policy, find_cuts, kept_policy
 from edgemm.pipeline.outcome import Outcome
+from edgemm.pipeline.preprocessing import bake_preprocessing, read_preprocessing, shipped
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
 from edgemm.pipeline.result import ConvertResult
@@ -38,6 +39,7 @@ from edgemm.pipeline.shapes import find_shapes
 from edgemm.pipeline.splits import Splits, divide, open_splits
 from edgemm.pipeline.tensorrt import TrtContest
 from edgemm.pipeline.variants import Contest
+from edgemm.preprocess import parse, to_json
 from edgemm.quant.plan import HALF
 from edgemm.quant.tensorrt.placement import TARGET as TENSORRT_PLAN
 from edgemm.recipe import Recipe, build_recipe
@@ -88,15 +90,20 @@ def _convert(
         splits = open_splits(recipe.data)
     exported = export(recipe, splits.any, folder, progress, clock)
     progress.step("export", _export_line(exported))
+        front = read_preprocessing(recipe, splits.any)
     if recipe.evaluate.output is not None:
         choose_output(exported.graph.io, recipe.evaluate.output)
     check_policy(recipe, exported.graph.io)
     with clock("partition"):
+    with clock("preprocess"):
+        exported, front = bake_preprocessing(exported, front, splits.any, progress)
+        given, recipe = recipe, front.resolved(recipe, splits.any, folder)
+        splits = replace(splits, calib=front.for_graph(splits.calib), held_out=front.for_graph(splits.held_out))
         graph, _ = rewrite(exported.graph)
         stages = partition(graph)
     progress.step("partition", _stages_line(stages))
     check_cuts(recipe, find_cuts(stages, graph.io), graph.io)
-    notes = [*exported.notes, *stages.notes]
+    notes = [*exported.notes, *front.notes, *stages.notes]
     with clock("data"):
         splits = divide(splits, recipe.data, graph.io, notes.append)
     for note in notes:
@@ -128,14 +135,15 @@ def _convert(
         )
     with clock("bundle"):
         variants, files = bench.finish(outcome.variants, outcome.files)
-        files["recipe.json"] = _recipe_json(recipe)
+        files["recipe.json"] = _recipe_json(given)
         outcome = replace(outcome, variants=variants)
     with clock("missing"), closing(bench):
         gaps = Filler(recipe, stages, splits, bench, progress).fill(variants, files)
         stream = kept_policy(recipe, gaps)
     outcome = replace(outcome, notes=(*outcome.notes, *gaps.notes))
-    manifest = replace(manifest, stream=stream, stand_ins=tuple(gaps.stand_ins))
-    return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files | gaps.files
+    manifest = replace(manifest, stream=stream, stand_ins=tuple(gaps.stand_ins), preprocess=front.manifest())
+    files |= gaps.files | front.files()
+    return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files
 
 
 _REMEDY = "give another target, --target cpu for example, or take what it names out of the model"
@@ -280,6 +288,8 @@ def _recipe_json(recipe: Recipe) -> bytes:
     data["data"]["calib"], data["data"]["eval"] = name(data["data"]["calib"]), name(data["data"]["eval"])
     data["evaluate"]["metric"] = name(data["evaluate"]["metric"])
     data["quantize"]["plan"] = name(data["quantize"]["plan"])
-    for section in data["inputs"].values():
+    for section, given in zip(data["inputs"].values(), recipe.inputs.values(), strict=True):
         section["blank"] = name(section["blank"])
     return json_file(data)
+        if given.preprocess is not None:
+            section["preprocess"] = to_json(shipped(parse(given.preprocess)))

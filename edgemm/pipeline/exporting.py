@@ -26,6 +26,7 @@ from edgemm.export.request import DynamicReport, ExportRequest, ExportResult
 from edgemm.export.sniff import ONNX, sniff
 from edgemm.export.torch_onnx import export_model
 from edgemm.graph import ExportedGraph, load, write_mapped
+from edgemm.pipeline.preprocessing import read_preprocessing
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.splits import open_splits
 from edgemm.recipe import Recipe
@@ -87,12 +88,15 @@ def _export(
     loaded: LoadedModel, recipe: Recipe, samples: Source | None, progress: Callable[[str], None]
 ) -> ExportResult:
     """Returns the exported graph; what is wrong with the samples is said with the name of their file."""
+    found = read_preprocessing(recipe, samples)
+    samples = found.for_model(samples)
     try:
         return export_model(loaded, request_of(recipe), samples, progress)
-    except DataError as error:
-        if samples is None or str(error).startswith(samples.origin):
-            raise
-        raise DataError(f"{samples.origin}: {error}", hint=error.hint) from error
+    except (DataError, ExportError) as error:
+        hint = found.hint(error)
+        if samples is None or str(error).startswith(samples.origin) or isinstance(error, ExportError):
+            raise type(error)(str(error), hint=hint) from error
+        raise DataError(f"{samples.origin}: {error}", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)

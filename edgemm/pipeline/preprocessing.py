@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ from edgemm.bake.front import bake, refusal
 from edgemm.bake.verify import check_baked
 from edgemm.data import Blank, Source, blank_values, describe
 from edgemm.data.processed import Processed
-from edgemm.errors import DataError, RecipeError
+from edgemm.errors import DataError, EdgemmError, RecipeError
 from edgemm.export.request import DynamicReport, ExportResult
 from edgemm.pipeline.progress import Progress
-from edgemm.pipeline.splits import Splits
-from edgemm.preprocess.front import InputSteps, fitted, renamed
+from edgemm.preprocess.front import InputSteps, fitted
 from edgemm.preprocess.registry import files_of, parse
 from edgemm.preprocess.step import Step, name_of
 from edgemm.recipe import Recipe
@@ -60,7 +59,28 @@ class Preprocessing:
 
     def manifest(self) -> tuple[dict[str, Any], ...]:
         """Returns what the manifest says of the steps on the host, files relative to the bundle."""
-        return tuple(replace(way, steps=tuple(_shipped(s) for s in way.steps)).to_json() for way in self.host)
+        return tuple(replace(way, steps=shipped(way.steps)).to_json() for way in self.host)
+
+    def resolved(self, recipe: Recipe, source: Source | None, folder: Path) -> Recipe:
+        """Returns the recipe with its inputs named and blanked as the graph has them.
+
+        A sensor whose data go through steps gives zeros when it is silent, integers too, unless the recipe says
+        what else; what steps on the host make of that is what is blank for the graph.
+        """
+        inputs = dict(recipe.inputs)
+        for way in self.baked:
+            section = inputs.pop(way.input)
+            known = inputs.get(way.raw.name, section)
+            inputs[way.raw.name] = known.model_copy(update={"blank": known.blank or "zeros"})
+        for way in self.host:
+            blank = _blank_row(way, inputs[way.input], source, recipe.data.seed, folder)
+            inputs[way.input] = inputs[way.input].model_copy(update={"blank": blank})
+        return recipe.model_copy(update={"inputs": inputs})
+
+    def hint(self, error: EdgemmError) -> str:
+        """Returns the hint of an error of the model with its samples, with what the steps make of these."""
+        ways = "; ".join(map(str, (*self.baked, *self.host)))
+        return f"{error.hint}; preprocess: {ways}" if ways else error.hint
 
     def summary(self) -> dict[str, Any]:
         """Returns raw array -> how it is prepared and where, for people."""
@@ -108,13 +128,14 @@ def read_preprocessing(recipe: Recipe, source: Source | None) -> Preprocessing:
 
 def bake_preprocessing(
     exported: ExportResult, found: Preprocessing, source: Source | None, progress: Progress
-) -> ExportResult:
-    """Returns the export with baked steps in front of the graph, compared with their reference on some samples.
+) -> tuple[ExportResult, Preprocessing]:
+    """Returns the export with baked steps in front of the graph, and the steps with the batch of the model.
 
     Args:
         exported: As the exporter left it.
-        found: From `read_preprocessing` and `fix_batch`.
-        source: Samples with raw arrays; None compares on random ones.
+        found: From `read_preprocessing`.
+        source: Samples with raw arrays, on some of which the nodes are compared with the reference; None takes
+            random ones.
         progress: Told about every input.
 
     Raises:
@@ -122,56 +143,40 @@ def bake_preprocessing(
         ParityError: A baked step does not compute what its reference computes.
     """
     if found == NONE:
-        return exported
+        return exported, found
     io = exported.graph.io
-    ways = found.baked + found.host
-    if io.batch is None:
-        raise RecipeError(
-            f"input '{ways[0].input}': the model has no batch axis, and preprocess needs one.",
-            hint="export the model with a batch axis, or prepare its data before",
-        )
-    fitted(io, ways)
+    found = _with_batch(found, io)
+    fitted(io, found.baked + found.host)
     for way in found.baked:
-        rows = _rows(way, source)
-        error = check_baked(way, rows)
-        progress.step("preprocess", f"{way}, in the graph; differs from the reference by {error:.1e} at most")
+        error = check_baked(way, _rows(way, source))
+        progress.step("preprocess", f"{way}, in the graph; off the reference by {error:.1e} of the largest value")
     for way in found.host:
         progress.step("preprocess", f"{way}, on the host")
-    return replace(
-        exported, graph=bake(exported.graph, found.baked), dynamic=_dynamic(exported.dynamic, io, found)
-    )
+    graph = bake(exported.graph, found.baked)
+    return replace(exported, graph=graph, dynamic=_dynamic(exported.dynamic, found.baked)), found
 
 
-def fix_batch(found: Preprocessing, io: IOSpec) -> Preprocessing:
-    """Returns the steps for the batch of a model."""
-    if not isinstance(io.batch, int):
+def _with_batch(found: Preprocessing, io: IOSpec) -> Preprocessing:
+    if io.batch == BATCH:
         return found
-    return replace(found, baked=_fixed(found.baked, io.batch), host=_fixed(found.host, io.batch))
+    batch = io.batch
+    if not isinstance(batch, int):
+        name = (found.baked + found.host)[0].input
+        raise RecipeError(
+            f"input '{name}': the model has no batch axis, and preprocess needs one.",
+            hint="export the model with a batch axis, or prepare its data before",
+        )
+
+    def fixed(ways: tuple[InputSteps, ...]) -> tuple[InputSteps, ...]:
+        return tuple(replace(w, raw=replace(w.raw, shape=(batch, *w.raw.shape[1:]))) for w in ways)
+
+    return replace(found, baked=fixed(found.baked), host=fixed(found.host))
 
 
-def resolve(recipe: Recipe, found: Preprocessing, io: IOSpec, splits: Splits, folder: Path) -> Recipe:
-    """Returns the recipe with its inputs named and blanked as the graph has them.
-
-    A sensor whose data go through steps gives zeros when it is silent, integers too, unless the recipe says what
-    else; what steps on the host make of that is what is blank for the graph.
-    """
-    if found == NONE:
-        return recipe
-    inputs = dict(recipe.inputs)
-    for way in found.baked:
-        section = inputs.pop(way.input)
-        known = inputs.get(way.raw.name, section)
-        blank = known.blank or ("zeros" if way.raw.dtype != "str" else None)
-        inputs[way.raw.name] = known.model_copy(update={"blank": blank})
-    for way in found.host:
-        blank = _blank_row(way, inputs[way.input], splits, recipe.data.seed, folder)
-        inputs[way.input] = inputs[way.input].model_copy(update={"blank": blank})
-    return recipe.model_copy(update={"inputs": inputs})
-
-
-def _blank_row(way: InputSteps, section: InputSection, splits: Splits, seed: int, folder: Path) -> str | None:
+def _blank_row(
+    way: InputSteps, section: InputSection, samples: Source | None, seed: int, folder: Path
+) -> str | None:
     """Returns the file with what the steps make of a silent sensor."""
-    samples = splits.any
     if way.raw.dtype == "str" or samples is None:
         return None
     raw_io = IOSpec((way.raw,), (), {way.raw.name: way.input}, batch=way.raw.shape[0])
@@ -226,18 +231,13 @@ def _raw(name: str, section: InputSection, seen: Mapping[str, TensorSpec]) -> Te
     return seen[source]
 
 
-def _fixed(ways: tuple[InputSteps, ...], batch: int) -> tuple[InputSteps, ...]:
-    return tuple(replace(w, raw=replace(w.raw, shape=(batch, *w.raw.shape[1:]))) for w in ways)
-
-
 def _rows(way: InputSteps, source: Source | None) -> np.ndarray | None:
     """Returns a few raw rows of one shape, or None."""
     if source is None or way.raw.name not in source.names:
         return None
     rows = [np.asarray(source[i][way.raw.name]) for i in range(min(len(source), ROWS))]
     rows = [row for row in rows if row.shape == rows[0].shape]
-    wrong = rows[0].dtype.name != way.raw.dtype
-    if wrong:
+    if rows[0].dtype.name != way.raw.dtype:
         raise DataError(
             f"{source.origin}: array '{way.raw.name}' is {rows[0].dtype.name}, `raw` says {way.raw.dtype}.",
             hint=f"samples hold raw data: correct inputs.{way.input}.raw, or the samples",
@@ -245,25 +245,24 @@ def _rows(way: InputSteps, source: Source | None) -> np.ndarray | None:
     return np.stack(rows)
 
 
-def _dynamic(report: DynamicReport, io: IOSpec, found: Preprocessing) -> DynamicReport:
-    """Returns what is said of open sizes, of what the graph takes now."""
-    baked = {way.input for way in found.baked}
-    taken = {i.name: i for i in renamed(io, found.baked).inputs}
-    names = {way.input: way.raw.name for way in found.baked}
-    dynamic = tuple(
-        replace(d, tensor=names.get(d.tensor, d.tensor))
-        for d in report.dynamic
-        if d.tensor not in baked or d.axis == 0
-    )
-    kept = tuple(d for d in dynamic if d.tensor in taken)
+def _dynamic(report: DynamicReport, baked: tuple[InputSteps, ...]) -> DynamicReport:
+    """Returns what is said of open sizes without those that an app does not see any more."""
+    names = {way.input: way.raw.name for way in baked}
+    dynamic = [d for d in report.dynamic if d.tensor not in names or d.axis == 0]
     return replace(
         report,
-        dynamic=tuple(dict.fromkeys(kept)),
-        fixed=tuple(f for f in report.fixed if f.tensor not in baked),
-        single=tuple(f for f in report.single if f.tensor not in baked),
+        dynamic=tuple(dict.fromkeys(replace(d, tensor=names.get(d.tensor, d.tensor)) for d in dynamic)),
+        fixed=tuple(f for f in report.fixed if f.tensor not in names),
+        single=tuple(f for f in report.single if f.tensor not in names),
     )
 
 
-def _shipped(step: Step) -> Step:
-    names = {option: Path(FOLDER) / file.name for option, file in files_of(step).items()}
-    return replace(step, **names) if names else step  # type: ignore[type-var]
+def shipped(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """Returns the steps with the files that they read where they are in a bundle."""
+
+    def moved(step: Any) -> Step:
+        names = {option: Path(FOLDER) / file.name for option, file in files_of(step).items()}
+        result: Step = replace(step, **names) if names else step
+        return result
+
+    return tuple(map(moved, steps))

@@ -27,6 +27,7 @@ from edgemm.runtime.choice import Choice
 from edgemm.runtime.feeds import FeedCheck
 from edgemm.runtime.gate import Gate
 from edgemm.runtime.live import LiveLatency, counted, record_stages, session_report
+from edgemm.runtime.raw import RawFeeds
 from edgemm.runtime.schedule import Chain, Span, seconds_of
 from edgemm.runtime.session import EngineSession
 from edgemm.runtime.stand_ins import Behind, StandIns
@@ -50,6 +51,7 @@ class FusionSession:
         schedule: How its engines share the cores of a CPU.
         choice: What `open_session` chose, and why nothing better; None of a session that was made otherwise.
         stand_ins: What the bundle holds for modalities without a sample.
+        raw: Makes inputs of raw arrays, where the bundle has steps that run on the host.
         reopen: Opens another bundle as this one was opened, for `swap`; None of a session that was made otherwise.
         latency: How long the calls of `run`, and of the session's streams, take: a live histogram.
         stage_latency: The same per engine, of the calls of `run_timed`.
@@ -71,6 +73,7 @@ class FusionSession:
         self.manifest = manifest
         self.variant = variant
         self.choice: Choice | None = None
+        self.raw: RawFeeds | None = None
         self.stand_ins = StandIns(manifest, variant, {})
         self.latency = LiveLatency()
         self.stage_latency: dict[str, LiveLatency] = {}
@@ -93,8 +96,8 @@ class FusionSession:
 
     @property
     def io(self) -> IOSpec:
-        """Names, dtypes, shapes, modalities and states of the model."""
-        return self._io
+        """Names, dtypes, shapes, modalities and states of what `run` takes and gives."""
+        return self._io if self.raw is None else self.raw.io
 
     @property
     def backend(self) -> str:
@@ -194,6 +197,7 @@ class FusionSession:
             gate.calls.add(call)
             if gate.attended:
                 gate.stop(call)
+            feed = feed if self.raw is None else self.raw(feed)
             direct = self._direct
             if direct is not None and type(feed) is dict and self._feeds.recognise(feed):
                 if changed is not None:
@@ -220,7 +224,7 @@ class FusionSession:
         """Returns what `run` returns, raising as it does, and when each engine ran: side by side they overlap."""
         with self._gate.entered():
             spans: list[Span] = []
-            return self._run(feed, spans), spans
+            return self._run(feed if self.raw is None else self.raw(feed), spans), spans
 
     def run_on_device(self, feed: Feed) -> dict[str, Any]:
         """Returns the result outputs as arrays on the GPU (`edgemm.runtime.cuda.DeviceArray`), without waiting.
@@ -240,7 +244,7 @@ class FusionSession:
                     f"the variant '{self.variant.name}' runs on the CPU: nothing of it is on a GPU.",
                     hint="call run(), or open a variant for an NVIDIA target",
                 )
-            return self._run(feed, None, stay=True)
+            return self._run(feed if self.raw is None else self.raw(feed), None, stay=True)
 
     def stream(self, *, clock: Callable[[], float] = monotonic, **policy: Any) -> Stream:
         """Returns a stream: sensors push samples into it, and sets of samples run through this session.
@@ -344,7 +348,8 @@ class FusionSession:
 
         Args:
             cache: From `new_cache`.
-            feed: As for `run`; with `behind`, of a model with a fixed batch of N exactly N samples.
+            feed: The model's own inputs, as for `run`; with `behind`, of a model with a fixed batch of N exactly
+                N samples.
             changed: As for `run`; a modality is changed, too, when `behind` begins or ends to stand for it.
             behind: Engines that do not run, and their outputs instead.
 

@@ -41,6 +41,7 @@ from edgemm.runtime.stand_ins import load_stand_ins
 BUILDER = "edgemm.backends.device:build_missing"
 """What builds engines on this machine; loaded only when a caller allows it."""
 
+from edgemm.runtime.raw import load_raw
 NO_BFLOAT16 = "ONNX Runtime's CPU provider has no bfloat16 arithmetic"
 
 _log = logging.getLogger("edgemm")
@@ -235,6 +236,7 @@ def _open_candidate(
 def _backend_of(entry: EngineEntry, candidate: Candidate) -> str:
     return candidate.backend if candidate.planned else entry.backend
 
+    session.raw = load_raw(folder, manifest)
 
 def _build(folder: Path, variant: str) -> None:
     """Builds what a variant lacks; a bundle that cannot be written is what this machine lacks, not damage."""

@@ -61,7 +61,7 @@ class Stream:
         io = session.io
         policy.check(io, session.stand_ins)
         self.policy = policy
-        self._intake = Intake(io)
+        self._intake = Intake(session.manifest.io, session.raw)
         self._session = session
         self._clock = clock
         self._raw, self._elapsed = clock(), 0.0
@@ -214,7 +214,7 @@ class Stream:
     def follow(self, states: Feed) -> None:
         """Goes on with the engines that its session has now and with `states`; samples that wait go into these."""
         with self._changed:
-            newest, self._intake = self._intake.newest, Intake(self._session.io)
+            newest, self._intake = self._intake.newest, Intake(self._session.manifest.io, self._session.raw)
             self._intake.newest.update(newest)
         self._cache.follow(self._session.new_cache(self._cache.mode), states)
 
@@ -372,6 +372,8 @@ class Stream:
             if self._raw - raw > JUMP:
                 self._sync.restart()
             self._sync.set_back(raw)
+        if not math.isfinite(raw):
+            raise DataError(f"the clock of the stream shows {raw}.", hint="give one that shows seconds")
         self._elapsed += max(0.0, raw - self._raw)
         self._raw = raw
         return raw, self._elapsed

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgemm.errors import DataError
+from edgemm.runtime.raw import RawFeeds
 from edgemm.runtime.stand_ins import Behind, StandIns
 from edgemm.runtime.stream_policy import StreamPolicy, fill_value, inputs_of
 from edgemm.runtime.stream_sync import SampleSet
@@ -21,11 +22,13 @@ class Intake:
         newest: Modality -> the newest sample that was taken: it has the sizes that the model leaves open.
     """
 
-    def __init__(self, io: IOSpec) -> None:
-        """Takes samples for a model with the signature `io`."""
+    def __init__(self, io: IOSpec, raw: RawFeeds | None = None) -> None:
+        """Takes samples for a model with the signature `io`, made of raw ones where `raw` says how."""
         self.newest: dict[str, Mapping[str, np.ndarray]] = {}
         self._io = io
-        self._parts = {m: _part(io, m) for m in io.modality_names()}
+        self._raw = raw
+        taken = io if raw is None else raw.io
+        self._parts = {m: _part(taken, m) for m in io.modality_names()}
 
     def arrays(self, modality: str, sample: Any) -> dict[str, np.ndarray]:
         """Returns a checked copy of a sample, with the batch axis.
@@ -57,7 +60,7 @@ class Intake:
                     f"expected {expected}.",
                     hint="push one sample at a time",
                 )
-        return arrays
+        return arrays if self._raw is None else self._raw.make(arrays)
 
     def feed(
         self, found: SampleSet, policy: StreamPolicy, stand_ins: StandIns

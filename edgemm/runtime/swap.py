@@ -139,8 +139,9 @@ def _random_feeds(session: FusionSession, other: FusionSession) -> list[Feed]:
     """Returns feeds for `other` in shapes that `session` was called with, else of one sample."""
     io = other.io
     feeds: list[Feed] = []
-    for shapes in tuple(session._feeds.accepted)[-MAX_SHAPES:]:
-        seen = dict(zip(session._feeds.names, shapes, strict=True))
+    check = session._feeds if session.raw is None else session.raw.check
+    for shapes in tuple(check.accepted)[-MAX_SHAPES:]:
+        seen = dict(zip(check.names, shapes, strict=True))
         if any(0 in seen[spec.name] for spec in io.feed_inputs):
             continue  # what is empty shows nothing
         pairs = [(spec, seen[spec.name]) for spec in io.feed_inputs]

@@ -26,8 +26,8 @@ def symbols_of(io: IOSpec) -> tuple[str, ...]:
 def random_feed(io: IOSpec, sizes: Mapping[str, int], *, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns one call's inputs: seeded standard normal numbers, ones for masks, 0 or 1 for other integers.
 
-    0 and 1 are in any vocabulary. Times that depend on the values (early exits, denormal numbers) differ from
-    those of real inputs.
+    0 and 1 are in any vocabulary; 8 and 16 bits, of cameras and microphones, are 0 to 255; texts are three words.
+    Times that depend on the values (early exits, denormal numbers) differ from those of real inputs.
 
     Args:
         io: The model's signature.
@@ -45,7 +45,11 @@ def random_feed(io: IOSpec, sizes: Mapping[str, int], *, batch: int = 1, seed: i
         if isinstance(io.batch, int) and spec.shape[:1] == (io.batch,):
             shape[0] = batch
         dtype = np.dtype(spec.dtype)
-        if dtype.kind in "fc":
+        if dtype.kind == "U":
+            feed[spec.name] = np.full(shape, "one two three")
+        elif dtype in (np.uint8, np.int16):  # what sensors give
+            feed[spec.name] = random.integers(0, 256, shape).astype(dtype)
+        elif dtype.kind in "fc":
             feed[spec.name] = random.standard_normal(shape).astype(dtype)
         elif "mask" in spec.name.lower() or dtype.kind == "b":
             feed[spec.name] = np.ones(shape, dtype)

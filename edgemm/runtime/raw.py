@@ -1,0 +1,47 @@
+"""Raw arrays in the place of inputs: what a session takes whose bundle has steps that run on the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgemm.bundle import Manifest
+from edgemm.preprocess.front import Front, InputSteps
+from edgemm.runtime.feeds import FeedCheck
+from edgemm.tensors import Feed
+
+
+class RawFeeds:
+    """Checks raw arrays and makes a model's inputs of them.
+
+    Attributes:
+        io: The model's signature with raw arrays in it.
+        check: Checks feeds of these.
+    """
+
+    def __init__(self, front: Front) -> None:
+        """Stands in front of a model."""
+        self.io = front.io
+        self.check = FeedCheck(front.io, {})
+        self.make = front
+
+    def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Returns the model's inputs.
+
+        Raises:
+            DataError: A raw array is missing or wrong.
+        """
+        self.check.check(feed)
+        return self.make(feed)
+
+
+def load_raw(folder: Path, manifest: Manifest) -> RawFeeds | None:
+    """Returns what makes the inputs of a bundle's model of raw arrays, or None where it takes them as they are.
+
+    Raises:
+        BundleError: The bundle has steps that this edgemm does not know.
+    """
+    if not manifest.preprocess:
+        return None
+    return RawFeeds(Front(manifest.io, [InputSteps.from_json(data, folder) for data in manifest.preprocess]))
