@@ -88,17 +88,17 @@ def _convert(
     """Returns the manifest and the files of the bundle; drafts of engines are in `folder`."""
     with clock("load"):
         splits = open_splits(recipe.data)
+        front = read_preprocessing(recipe, splits.any)
     exported = export(recipe, splits.any, folder, progress, clock)
     progress.step("export", _export_line(exported))
-        front = read_preprocessing(recipe, splits.any)
     if recipe.evaluate.output is not None:
         choose_output(exported.graph.io, recipe.evaluate.output)
-    check_policy(recipe, exported.graph.io)
-    with clock("partition"):
     with clock("preprocess"):
         exported, front = bake_preprocessing(exported, front, splits.any, progress)
         given, recipe = recipe, front.resolved(recipe, splits.any, folder)
         splits = replace(splits, calib=front.for_graph(splits.calib), held_out=front.for_graph(splits.held_out))
+    check_policy(recipe, exported.graph.io)
+    with clock("partition"):
         graph, _ = rewrite(exported.graph)
         stages = partition(graph)
     progress.step("partition", _stages_line(stages))
@@ -290,6 +290,6 @@ def _recipe_json(recipe: Recipe) -> bytes:
     data["quantize"]["plan"] = name(data["quantize"]["plan"])
     for section, given in zip(data["inputs"].values(), recipe.inputs.values(), strict=True):
         section["blank"] = name(section["blank"])
-    return json_file(data)
         if given.preprocess is not None:
             section["preprocess"] = to_json(shipped(parse(given.preprocess)))
+    return json_file(data)

@@ -33,6 +33,7 @@ from edgemm.runtime.choice import (
 )
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.gate import check_limit
+from edgemm.runtime.raw import load_raw
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.schedule import SEQUENTIAL, Chain, divide, kept_schedule, open_lanes
 from edgemm.runtime.session import EngineSession, SessionOptions
@@ -41,7 +42,6 @@ from edgemm.runtime.stand_ins import load_stand_ins
 BUILDER = "edgemm.backends.device:build_missing"
 """What builds engines on this machine; loaded only when a caller allows it."""
 
-from edgemm.runtime.raw import load_raw
 NO_BFLOAT16 = "ONNX Runtime's CPU provider has no bfloat16 arithmetic"
 
 _log = logging.getLogger("edgemm")
@@ -228,6 +228,7 @@ def _open_candidate(
         session = _open_chain(folder, manifest, stages, stages.engines, options, whole=variant)
         engines = (*stages.engines, *engines)
     session.stand_ins = load_stand_ins(folder, manifest, session.variant)
+    session.raw = load_raw(folder, manifest)
     opened = tuple(e.file for e in engines)
     session.choice = Choice(variant.name, candidate.backend, candidate.build, opened)
     return session
@@ -236,7 +237,6 @@ def _open_candidate(
 def _backend_of(entry: EngineEntry, candidate: Candidate) -> str:
     return candidate.backend if candidate.planned else entry.backend
 
-    session.raw = load_raw(folder, manifest)
 
 def _build(folder: Path, variant: str) -> None:
     """Builds what a variant lacks; a bundle that cannot be written is what this machine lacks, not damage."""

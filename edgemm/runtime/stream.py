@@ -368,12 +368,12 @@ class Stream:
     def _times(self, now: float | None) -> tuple[float, float]:
         """Returns what the clock shows, and the seconds since the stream began; the latter never go back."""
         raw = float(self._clock() if now is None else now)
+        if not math.isfinite(raw):
+            raise DataError(f"the clock of the stream shows {raw}.", hint="give one that shows seconds")
         if raw < self._raw:
             if self._raw - raw > JUMP:
                 self._sync.restart()
             self._sync.set_back(raw)
-        if not math.isfinite(raw):
-            raise DataError(f"the clock of the stream shows {raw}.", hint="give one that shows seconds")
         self._elapsed += max(0.0, raw - self._raw)
         self._raw = raw
         return raw, self._elapsed

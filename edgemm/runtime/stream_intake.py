@@ -60,7 +60,7 @@ class Intake:
                     f"expected {expected}.",
                     hint="push one sample at a time",
                 )
-        return arrays if self._raw is None else self._raw.make(arrays)
+        return arrays
 
     def feed(
         self, found: SampleSet, policy: StreamPolicy, stand_ins: StandIns
