@@ -92,10 +92,11 @@ def _export(
     samples = found.for_model(samples)
     try:
         return export_model(loaded, request_of(recipe), samples, progress)
-    except DataError as error:
-        if samples is None or str(error).startswith(samples.origin):
-            raise
-        raise DataError(f"{samples.origin}: {error}", hint=error.hint) from error
+    except (DataError, ExportError) as error:
+        hint = found.hint(error)
+        if samples is None or str(error).startswith(samples.origin) or isinstance(error, ExportError):
+            raise type(error)(str(error), hint=hint) from error
+        raise DataError(f"{samples.origin}: {error}", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Intake:
         self._parts = {m: _part(taken, m) for m in io.modality_names()}
 
     def arrays(self, modality: str, sample: Any) -> dict[str, np.ndarray]:
-        """Returns a checked copy of a sample, with the batch axis.
+        """Returns a checked copy of a sample, with the batch axis; steps on the host have run.
 
         Raises:
             DataError: An unknown modality, or an array that is not what the model takes.
@@ -60,7 +60,7 @@ class Intake:
                     f"expected {expected}.",
                     hint="push one sample at a time",
                 )
-        return arrays
+        return arrays if self._raw is None else self._raw.make(arrays)
 
     def feed(
         self, found: SampleSet, policy: StreamPolicy, stand_ins: StandIns
