@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from edgemm.errors import BundleError, did_you_mean
+from edgemm.errors import BundleError, DataError, did_you_mean
 
 Order = Literal["sequential", "parallel"]
 Idle = Literal["rest", "spin"]
@@ -28,6 +28,24 @@ class Schedule:
     order: Order = "sequential"
     idle: Idle = "rest"
     shares: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            DataError: No such order or idle, or a share that is no positive number.
+        """
+        for name, value, known in (("order", self.order, get_args(Order)), ("idle", self.idle, get_args(Idle))):
+            if value not in known:
+                raise DataError(
+                    f"Schedule.{name}: got {value!r:.60}, expected one of {', '.join(known)}.",
+                    hint=did_you_mean(str(value), known, "leave it out for the default"),
+                )
+        if not isinstance(self.shares, Mapping) or not all(map(_is_share, self.shares.values())):
+            raise DataError(
+                f"Schedule.shares: got {self.shares!r:.60}, expected positive numbers by engine.",
+                hint="for example {'image': 2.0, 'audio': 1.0}",
+            )
 
     def __str__(self) -> str:
         return self.order if self.idle == "rest" else f"{self.order}, spinning"

@@ -42,6 +42,7 @@ compares where that takes less time than the engines that it may save, `"off"` r
 CACHE_BYTES = 256 << 20
 """Most bytes that a cache holds by default."""
 
+OFF = "nothing is kept: the session was opened with cache='off'"
 ONE_ENGINE = "the whole model is one engine, of which nothing can be kept: convert with --layout staged"
 NOT_WORTH = "comparing the inputs takes longer than the encoders"
 
@@ -94,6 +95,11 @@ class _Snapshot(NamedTuple):
     inputs: Mapping[str, _Input]
     engines: tuple[_Outputs | None, ...]
     nbytes: int
+
+
+def off_info(*, one_engine: bool) -> CacheInfo:
+    """Returns what a session tells that keeps nothing; `one_engine`: of one that could keep nothing."""
+    return CacheInfo("off", ONE_ENGINE if one_engine else OFF, (), {}, {}, 0, 0, 0)
 
 
 class StageCache:

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgemm.bundle import Manifest, StageEntry, Variant
 from edgemm.errors import BackendError
-from edgemm.runtime.cache import CACHE_BYTES, ONE_ENGINE, CacheInfo, CacheMode, StageCache, check_marks, check_mode
+from edgemm.runtime.cache import CACHE_BYTES, CacheInfo, CacheMode, StageCache, check_marks, check_mode, off_info
 from edgemm.runtime.chain import check_engines, copied, direct_call, fetched, lenders, make_steps
 from edgemm.runtime.choice import Choice
 from edgemm.runtime.feeds import FeedCheck
@@ -161,7 +161,7 @@ class FusionSession:
         """Returns what is kept of earlier calls, how often it was reused, and why nothing is if so."""
         if (cache := self._cache) is not None:
             return cache.info()
-        return CacheInfo("off", ONE_ENGINE if len(self._steps) == 1 else "", (), {}, {}, 0, 0, 0)
+        return off_info(one_engine=len(self._steps) == 1 and not self.variant.reuse)
 
     def report(self) -> dict[str, Any]:
         """Returns calls, percentiles, what ran and was reused per engine, and the cache, as plain JSON values."""

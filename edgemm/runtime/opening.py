@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgemm.bundle import CACHE, EngineEntry, Manifest, Schedule, Variant, read_manifest, verify
-from edgemm.errors import BackendError, BundleError, EdgemmError, MissingExtraError, UnsupportedDeviceError
+from edgemm.errors import (
+    BackendError,
+    BundleError,
+    DataError,
+    EdgemmError,
+    MissingExtraError,
+    UnsupportedDeviceError,
+    did_you_mean,
+)
 from edgemm.runtime import cuda
 from edgemm.runtime._trt.built import built_engines
 from edgemm.runtime._trt.engines import Gpu
@@ -268,6 +276,7 @@ def _open_chain(
     whole: Variant | None = None,
 ) -> FusionSession:
     """Returns a session on `entries`, the engines of `variant`; `whole` runs calls in which everything is new."""
+    _check_schedule(options.schedule, [*entries, *(() if whole is None else whole.engines)])
     kept = kept_schedule(folder, variant.name) if len(entries) > 1 and options.schedule is None else None
     schedule = options.schedule or kept or variant.schedule or SEQUENTIAL
     on_gpu = any(e.backend in ON_DEVICE for e in entries)
@@ -284,6 +293,28 @@ def _open_chain(
             (step,) = make_steps(manifest.io, whole, others)
         chain = Chain(make_steps(manifest.io, variant, own), lanes, step, schedule)
         return FusionSession(manifest, variant, engines, chain)
+
+
+def _check_schedule(schedule: Schedule | None, entries: Sequence[EngineEntry]) -> None:
+    """Checks a schedule that the caller gave.
+
+    Raises:
+        DataError: It is none, or has a share for what is no engine.
+    """
+    if schedule is None:
+        return
+    if not isinstance(schedule, Schedule):
+        raise DataError(
+            f"options.schedule: got {schedule!r:.60}, expected a Schedule.",
+            hint="Schedule('parallel'), for example",
+        )
+    names = [entry.name for entry in entries]
+    for name in schedule.shares:
+        if name not in names:
+            raise DataError(
+                f"options.schedule: there is no engine '{name}' (engines: {', '.join(names)}).",
+                hint=did_you_mean(name, names, "shares are by engine"),
+            )
 
 
 def _open_engines(

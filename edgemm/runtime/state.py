@@ -59,6 +59,19 @@ class StateStore:
         """Keeps the states that a call gave."""
         self.kept = {taken: values[given] for taken, given in self._sources}
 
+    def check_samples(self, values: Feed, samples: int | None) -> None:
+        """Checks of how many samples states are; None is any number.
+
+        Raises:
+            DataError: Of another number.
+        """
+        got = self._io.sizes(values).get(self._io.batch, samples) if isinstance(self._io.batch, str) else samples
+        if got != samples and samples is not None:
+            raise DataError(
+                f"restore: got states of {got} samples, a stream runs {samples} at a time.",
+                hint="restore what snapshot() of a stream gave",
+            )
+
     def _add_zeros(self, values: dict[str, np.ndarray], feed: Feed) -> None:
         lacking = [spec for spec in self.specs if spec.name not in values]
         if not lacking:
@@ -105,11 +118,16 @@ def snapshot(store: StateStore | None) -> dict[str, np.ndarray]:
     return {name: np.array(value, order="C") for name, value in store.kept.items()} if store is not None else {}
 
 
-def restore(store: StateStore | None, states: Feed) -> None:
+def restore(store: StateStore | None, states: Feed, samples: int | None = None) -> None:
     """Keeps a copy of `states`, which `snapshot` gave; nothing where they are empty.
 
+    Args:
+        store: Of the session; None of a model without states.
+        states: By input.
+        samples: Of how many samples the states must be, where the batch is dynamic; None is any number.
+
     Raises:
-        DataError: A state is missing, unknown, or not of the dtype and shape that the model takes.
+        DataError: A state is missing, unknown, not of the dtype and shape that the model takes, or has NaN in it.
     """
     specs = store.specs if store is not None else ()
     known, hint = [spec.name for spec in specs], "restore what snapshot() gave, of a session on the same model"
@@ -124,5 +142,9 @@ def restore(store: StateStore | None, states: Feed) -> None:
             )
     if values:
         check_feed(IOSpec(specs, (), {}, batch=None), values)
+    for name, value in values.items():
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            raise DataError(f"restore: the state '{name}' has NaN in it.", hint="every later call would give NaN")
     if store is not None:
+        store.check_samples(values, samples)
         store.kept = {name: np.array(value, order="C") for name, value in values.items()}

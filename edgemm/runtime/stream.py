@@ -29,7 +29,7 @@ from edgemm.errors import BundleError, DataError, StreamError
 from edgemm.runtime.cache import CacheInfo
 from edgemm.runtime.state import restore, snapshot
 from edgemm.runtime.stream_intake import Intake
-from edgemm.runtime.stream_policy import StreamPolicy
+from edgemm.runtime.stream_policy import StreamPolicy, is_number
 from edgemm.runtime.stream_result import Result, StreamCounters, make_result, report
 from edgemm.runtime.stream_sync import JUMP, Sample, SampleSet, Synchronizer
 from edgemm.tensors import Feed
@@ -91,7 +91,7 @@ class Stream:
             StreamError: The stream is closed or has ended, or waiting for room would be for ever.
         """
         arrays = self._intake.arrays(modality, sample)
-        if t is not None and (isinstance(t, bool) or not isinstance(t, (int, float)) or not math.isfinite(t)):
+        if t is not None and not is_number(t):
             raise DataError(f"push('{modality}'): got the time {t!r:.40}.", hint="seconds of the stream's clock")
         nan = self.policy.reject_nan and any(a.dtype.kind == "f" and np.isnan(a).any() for a in arrays.values())
         with self._changed:
@@ -207,9 +207,9 @@ class Stream:
             return snapshot(self._cache.states)
 
     def restore(self, states: Feed) -> None:
-        """Goes on from states that `snapshot` gave, of a stream or a session, as `FusionSession.restore` does."""
+        """Goes on from states of one sample that `snapshot` gave, raising as `FusionSession.restore` does."""
         with self._cache.lock:
-            restore(self._cache.states, states)
+            restore(self._cache.states, states, samples=1)
 
     def follow(self, states: Feed) -> None:
         """Goes on with the engines that its session has now and with `states`; samples that wait go into these."""

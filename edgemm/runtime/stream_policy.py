@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -75,27 +76,31 @@ class StreamPolicy:
         if isinstance(self.trigger, str):
             if self.trigger != ANY:
                 _known("trigger", self.trigger, io)
-        elif not _is_number(self.trigger) or self.trigger <= 0:
+        elif not is_number(self.trigger) or self.trigger <= 0:
             _refuse("trigger", self.trigger, "a modality, 'any' or a rate in hertz above 0")
         for name in ("window", "max_age"):
             value = getattr(self, name)
             by_modality = value if isinstance(value, Mapping) else {} if value is None else {known[0]: value}
             for modality, seconds in by_modality.items():
                 _known(name, modality, io)
-                if not _is_number(seconds, infinite=True) or seconds < 0:
+                if not is_number(seconds, infinite=True) or seconds < 0:
                     _refuse(f"{name} of '{modality}'", seconds, "seconds, 0 or more")
         for modality, seconds in self.offset.items():
             _known("offset", modality, io)
-            if not _is_number(seconds):
+            if not is_number(seconds):
                 _refuse(f"offset of '{modality}'", seconds, "seconds")
-        if self.timeout is not None and (not _is_number(self.timeout) or self.timeout < 0):
+        if self.timeout is not None and (not is_number(self.timeout) or self.timeout < 0):
             _refuse("timeout", self.timeout, "seconds, 0 or more, or None")
-        if not isinstance(self.queue, int) or isinstance(self.queue, bool) or self.queue < 1:
+        if not isinstance(self.queue, Integral) or isinstance(self.queue, bool) or self.queue < 1:
             _refuse("queue", self.queue, "1 or more samples")
         if self.drop not in get_args(Drop):
             _refuse("drop", self.drop, f"one of {', '.join(get_args(Drop))}")
+        if not isinstance(self.reject_nan, (bool, np.bool_)):
+            _refuse("reject_nan", self.reject_nan, "True or False")
         for modality, fill in self.optional.items():
             _known("optional", modality, io)
+            if self.reject_nan and _has_nan(fill):
+                _refuse(f"optional: the fill of '{modality}'", "NaN", "numbers, with reject_nan")
             _check_fill(io, modality, fill, frozenset(known) - self.optional.keys(), stand_ins)
 
     def seconds(self, name: Literal["window", "max_age"], modality: str) -> float | None:
@@ -125,9 +130,15 @@ def policy_of(stored: Mapping[str, Any], given: Mapping[str, Any]) -> StreamPoli
 
     Raises:
         BundleError: The bundle names a field that there is not.
-        TypeError: The call does.
+        DataError: The call does.
     """
     known = [f.name for f in fields(StreamPolicy)]
+    for name in given:
+        if name not in known:
+            raise DataError(
+                f"stream: there is no '{name}' (fields: {', '.join(known)}).",
+                hint=did_you_mean(name, known, "see StreamPolicy"),
+            )
     if strange := [name for name in stored if name not in known]:
         raise BundleError(
             f"stream: there is no field '{strange[0]}' (fields: {', '.join(known)}).",
@@ -189,9 +200,10 @@ def _check_fill(
             except ValueError:
                 _refuse(f"optional: the fill of '{modality}'", fill, "constant:VALUE with a number")
         elif fill not in FILLS:
+            known = (*FILLS, *STORED)
             raise DataError(
-                f"optional: the fill of '{modality}' is '{fill}', expected {', '.join(FILLS)} or an array.",
-                hint=did_you_mean(kind, (*FILLS, *STORED), "a modality that must be there is not listed"),
+                f"optional: the fill of '{modality}' is '{fill}', expected {', '.join(known)} or an array.",
+                hint=did_you_mean(kind, known, "a modality that must be there is not listed"),
             )
         if kind in ("zeros", "constant"):
             _check_sizes(io, modality, fill, required)
@@ -199,6 +211,11 @@ def _check_fill(
     if not isinstance(fill, Mapping) and len(specs) > 1:
         names = [s.name for s in specs]
         _refuse(f"optional: the fill of '{modality}'", type(fill).__name__, f"a dict of {', '.join(names)}")
+    if is_number(fill):
+        raise DataError(
+            f"optional: the fill of '{modality}' is the number {fill}.",
+            hint=f"did you mean 'constant:{fill}'? an array has the shape of a sample",
+        )
     for spec in specs:
         value = fill.get(spec.name) if isinstance(fill, Mapping) else fill
         wanted = spec.shape[1:] if spec.shape[:1] == (io.batch,) else spec.shape
@@ -239,10 +256,18 @@ def _known(where: str, modality: str, io: IOSpec) -> None:
         raise io.no_modality(where, modality)
 
 
-def _is_number(value: object, *, infinite: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def is_number(value: object, *, infinite: bool = False) -> bool:
+    """Returns whether `value` is a finite number, of Python or numpy; with `infinite` infinity is one, too."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         return False
     return math.isfinite(value) or (infinite and value == math.inf)
+
+
+def _has_nan(fill: Any) -> bool:
+    if isinstance(fill, str):
+        return fill.partition(":")[2].strip().lower().lstrip("+-") == "nan"
+    values = [np.asarray(value) for value in (fill.values() if isinstance(fill, Mapping) else [fill])]
+    return any(value.dtype.kind == "f" and bool(np.isnan(value).any()) for value in values)
 
 
 def _refuse(what: str, got: object, expected: str) -> None:

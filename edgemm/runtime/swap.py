@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.errors import BackendError, BundleError, DataError, did_you_mean
+from edgemm.errors import BackendError, BundleError, DataError, EdgemmError, did_you_mean
 from edgemm.runtime.synthetic import checked_sizes, random_feed
 from edgemm.tensors import Dim, Feed, IOSpec, TensorSpec
 
@@ -67,7 +67,7 @@ def swap(
         warm_up(path, other, [feed] if feed is not None else _random_feeds(session, other))
         with session._gate.alone(PATIENCE):
             before = session.manifest.name
-            _switch(session, other, keep_state=keep_state)
+            _switch(path, session, other, keep_state=keep_state)
     finally:
         other.close()  # with the old engines, or with the new ones if they are not wanted
     _log.info("%s: runs '%s' in the place of '%s'", path, session.manifest.name, before)
@@ -156,11 +156,18 @@ def _random_feeds(session: FusionSession, other: FusionSession) -> list[Feed]:
     return [random_feed(io, sizes, batch=io.batch if isinstance(io.batch, int) else 1)]
 
 
-def _switch(session: FusionSession, other: FusionSession, *, keep_state: bool) -> None:
+def _switch(
+    path: str | os.PathLike[str], session: FusionSession, other: FusionSession, *, keep_state: bool
+) -> None:
     """Exchanges the engines of two sessions and lets the streams of the first follow. No call is under way."""
     streams = [stream for stream in session._streams if not stream._closed]
     for stream in streams:
-        stream.policy.check(other.io, other.stand_ins)
+        try:
+            stream.policy.check(other.io, other.stand_ins)
+        except EdgemmError as error:
+            raise BundleError(
+                f"{path}: it does not fit a stream of the session ({error}); nothing was changed.", hint=error.hint
+            ) from error
     state = session.snapshot() if keep_state else {}
     states = [stream.snapshot() if keep_state else {} for stream in streams]
     mine, theirs = ({n: v for n, v in vars(s).items() if n not in _STAYS} for s in (session, other))

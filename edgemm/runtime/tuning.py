@@ -7,6 +7,7 @@ found on. Sessions go by it, since a schedule changes how long calls take and no
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edgemm.bundle import Schedule
+from edgemm.errors import DataError
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.latency import ratio
 from edgemm.runtime.machine import usable_cores
@@ -68,6 +70,8 @@ def tune(
     Raises:
         EdgemmError: As `open_session` and `run`.
     """
+    if not 0 < seconds < math.inf:
+        raise DataError(f"tune: got {seconds!r} seconds, expected more than 0.", hint="3 is the default")
     path = Path(path)
     with open_session(path, threads=threads, variant=variant, cache="off") as session:
         name = session.variant.reuse or session.variant.name

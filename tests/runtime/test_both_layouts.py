@@ -20,7 +20,7 @@ from edgemm.errors import BundleError
 from edgemm.graph import ExportedGraph
 from edgemm.partition import partition
 from edgemm.runtime import FusionSession, SessionOptions, open_session
-from edgemm.runtime.cache import ONE_ENGINE
+from edgemm.runtime.cache import OFF
 
 ALL = frozenset({"image", "audio"})
 WHOLE, STAGED = "cpu-fp32", "cpu-fp32-staged"
@@ -76,7 +76,7 @@ def test_without_reuse_one_engine_is_opened(bundle: Path) -> None:
     session = open_session(bundle, cache="off")
     assert (session.variant.name, session.variant.layout) == (WHOLE, "whole")
     assert len(session._engines) == 1
-    assert session.cache_info().note == ONE_ENGINE
+    assert session.cache_info().note == OFF
     assert session._direct is not None  # nothing stands in its way
 
 

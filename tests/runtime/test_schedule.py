@@ -20,7 +20,7 @@ from test_cache_property import calls, open_staged, play
 from test_partition_property import graphs
 
 from edgemm.bundle import CACHE, EngineEntry, Schedule, read_manifest, write_bundle
-from edgemm.errors import BackendError, BundleError
+from edgemm.errors import BackendError, BundleError, DataError
 from edgemm.runtime import FusionSession, SessionOptions, open_session, tune
 from edgemm.runtime.chain import Step
 from edgemm.runtime.latency import Latencies
@@ -394,6 +394,18 @@ def test_tuning_measures_and_what_it_finds_can_be_given(
     assert open_session(fusion_bundle, options=options).run(feed_of())
 
 
+@pytest.mark.parametrize("schedule", ["parallel", Schedule("parallel", shares={"imge": 2.0})])
+def test_a_schedule_for_other_engines_is_refused(fusion_bundle: Path, schedule: Any) -> None:
+    with pytest.raises(DataError, match=r"options\.schedule") as caught:
+        open_session(fusion_bundle, options=SessionOptions(schedule=schedule))
+    assert ("Schedule('parallel')" in caught.value.hint) or ("did you mean 'image'" in caught.value.hint)
+
+
+def test_tuning_takes_time(fusion_bundle: Path) -> None:
+    with pytest.raises(DataError, match="got 0 seconds"):
+        tune(fusion_bundle, feed_of(), seconds=0)
+
+
 def test_one_engine_or_one_thread_has_nothing_to_choose(fusion_bundle: Path, make_bundle: Bundle) -> None:
     alone = make_bundle({"view": "view (float[batch,2] x) => (float[batch,2] y) { y = Exp(x) }"})
     x = np.zeros((1, 2), np.float32)
@@ -423,6 +435,9 @@ def test_schedules_are_json(schedule: Schedule) -> None:
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
+    field = next(iter(change))
+    with pytest.raises(DataError, match=f"Schedule.{field}: got"):
+        Schedule(**change)
     with pytest.raises(BundleError, match=message):
         Schedule.from_json({**PARALLEL.to_json(), **change}, "x")
     with pytest.raises(BundleError, match="order"):

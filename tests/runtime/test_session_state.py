@@ -179,6 +179,7 @@ def test_a_snapshot_is_plain_arrays_for_another_process(counter: FusionSession, 
         ({"h": np.zeros((2, 1, 2), np.float32)}, r"'h': got shape \(2, 1, 2\)", "axis 0 must be 1"),
         ({"h": np.zeros((1, 2), np.float32)}, r"'h': got shape \(1, 2\)", "3 axes"),
         ({"h": None}, "'h' is missing", "feed an array"),
+        ({"h": np.full((1, 1, 2), np.nan, np.float32)}, "'h' has NaN", "every later call"),
         ([ones(1)], "restore: got a list, expected arrays by state", "snapshot"),
     ],
 )
@@ -232,6 +233,8 @@ def test_a_stream_has_snapshots_of_its_own(counter: FusionSession) -> None:
         assert push(one) == 1
         with pytest.raises(DataError, match="got dtype float64"):
             one.restore({"h": np.zeros((1, 1, 2))})
+        with pytest.raises(DataError, match="states of 2 samples, a stream runs 1 at a time"):
+            one.restore({"h": np.zeros((1, 2, 2), np.float32)})
         assert (push(one), push(other)) == (2, 4)
     assert counter.run({"x": ones(1)})["y"].tolist() == [[2, 2]]
 

@@ -398,6 +398,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optional": {"audio": "zeroes"}}, "'audio' is 'zeroes', expected fail, last, zeros"),
     ({"optional": {"audio": "constant:x"}}, "constant:VALUE with a number"),
     ({"optional": {"audio": np.zeros(3)}}, r"got 'shape \(3,\)', expected \[2, 2\]"),
+    ({"optional": {"audio": "constant:nan"}}, "the fill of 'audio': got 'NaN'"),
+    ({"optional": {"audio": np.full((2, 2), np.nan, np.float32)}}, "the fill of 'audio': got 'NaN'"),
+    ({"optional": {"audio": 0.5}}, "the fill of 'audio' is the number 0.5"),
+    ({"reject_nan": "no"}, "reject_nan: got 'no', expected True or False"),
+    ({"triger": "image"}, "there is no 'triger' .*\n.*did you mean 'trigger'"),
 ]
 
 
@@ -405,6 +410,25 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_wrong_policies_are_refused(session: FusionSession, policy: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         session.stream(**policy)
+
+
+def test_numbers_of_numpy_are_numbers(session: FusionSession, clock: Clock) -> None:
+    policy = {"trigger": np.float32(2), "queue": np.int64(3), "max_age": np.float64(9), "reject_nan": np.True_}
+    stream = session.stream(clock=clock, optional={"audio": "zeros"}, **policy)
+    assert stream.push("image", image(), np.float64(100))
+    clock.now += 1
+    assert stream.poll() is not None
+
+
+def test_nan_may_be_filled_in_where_it_is_not_rejected(session: FusionSession) -> None:
+    session.stream(optional={"audio": "constant:nan"}, reject_nan=False)
+
+
+def test_a_clock_that_shows_no_time_is_refused(session: FusionSession, clock: Clock) -> None:
+    stream = session.stream(trigger="image", clock=clock)
+    clock.now = float("nan")
+    with pytest.raises(DataError, match="the clock of the stream shows nan"):
+        stream.push("image", image())
 
 
 @pytest.mark.parametrize("fill", ["mean", "learned", "head:image_only", "blank"])
