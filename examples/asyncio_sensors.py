@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from edgemm.errors import EdgemmError
 from edgemm.runtime import open_session
 from edgemm.runtime.stream import Result, Stream
 
@@ -58,9 +59,14 @@ def main() -> None:
     parser.add_argument("samples", help=".npz with image and audio")
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
-    with np.load(arguments.samples) as file:
-        samples = {name: file[name] for name in ("image", "audio")}
-    results = asyncio.run(play(arguments.bundle, samples, arguments.seconds))
+    try:
+        with np.load(arguments.samples) as file:
+            samples = {name: file[name] for name in ("image", "audio")}
+        results = asyncio.run(play(arguments.bundle, samples, arguments.seconds))
+    except EdgemmError as error:
+        parser.error(f"{error}\n{error.hint}")
+    except (OSError, KeyError) as error:
+        parser.error(f"{arguments.samples}: {error}")
     stale = sum("image" in r.stale for r in results)
     print(f"{len(results)} results, {stale} with a stale frame")
 

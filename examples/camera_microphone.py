@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from edgemm.errors import EdgemmError
 from edgemm.runtime import open_session
 from edgemm.runtime.stream import Stream
 
@@ -93,9 +94,14 @@ def main() -> None:
     parser.add_argument("samples", help=".npz with image, audio and label")
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
-    with np.load(arguments.samples) as file:
-        samples = {name: file[name] for name in ("image", "audio", "label")}
-    score = play(arguments.bundle, samples, arguments.seconds)
+    try:
+        with np.load(arguments.samples) as file:
+            samples = {name: file[name] for name in ("image", "audio", "label")}
+        score = play(arguments.bundle, samples, arguments.seconds)
+    except EdgemmError as error:
+        parser.error(f"{error}\n{error.hint}")
+    except (OSError, KeyError) as error:
+        parser.error(f"{arguments.samples}: {error}")
     for heard in ("seen and heard", "seen"):
         print(f"{heard}: {score[f'{heard}, right']} of {score[heard]} right")
 

@@ -70,3 +70,17 @@ def test_sensors_in_asyncio(folder: Path) -> None:
     results, stale = map(int, re.search(r"(\d+) results, (\d+) with a stale frame", told).groups())  # type: ignore[union-attr]
     assert 1 <= stale < results
     assert "ran (), stale ('image',)" in told
+
+
+@pytest.mark.parametrize("name", ["camera_microphone.py", "asyncio_sensors.py"])
+def test_what_is_missing_is_said_in_a_line(folder: Path, name: str) -> None:
+    for bundle, samples in (
+        (folder / "none.edgemm", folder / "eval.npz"),
+        (folder / "digits.edgemm", folder / "no.npz"),
+    ):
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / name, bundle, samples], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "no such file" in done.stderr.lower()
