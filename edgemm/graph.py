@@ -20,6 +20,9 @@ import onnx_ir as ir
 from edgemm.errors import BackendError
 from edgemm.tensors import IOSpec
 
+PREPROCESS = "edgemm.preprocess"
+"""Metadata of nodes that a step of preprocessing became: its name. They compute in float32 on every target."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportedGraph:

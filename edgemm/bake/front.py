@@ -11,13 +11,10 @@ import onnx_ir as ir
 from edgemm.bake.registry import emitter
 from edgemm.bake.tape import Tape
 from edgemm.errors import DataError
-from edgemm.graph import ExportedGraph
+from edgemm.graph import PREPROCESS, ExportedGraph
 from edgemm.preprocess.front import InputSteps, fitted, renamed
 from edgemm.preprocess.step import Step, name_of
 from edgemm.tensors import TensorSpec
-
-KEY = "edgemm.preprocess"
-"""Metadata of the nodes that a step became: the name of the step. They compute in float32 always."""
 
 
 def refusal(way: InputSteps) -> DataError | None:
@@ -46,7 +43,11 @@ def bake(graph: ExportedGraph, ways: Sequence[InputSteps]) -> ExportedGraph:
     model = graph.model.clone()
     inputs = {str(v.name): v for v in model.graph.inputs}
     sizes = fitted(graph.io, ways)
-    taken = set(inputs)
+    inner = [v for node in model.graph for v in node.outputs]
+    taken = {str(v.name) for v in (*inputs.values(), *inner, *model.graph.initializers.values())}
+    for value in inner:
+        if value.name in {way.raw.name for way in ways} and not value.is_graph_output():
+            value.name = _free(f"{value.name}/inner", taken)
     raws: dict[str, ir.Value] = {}
     for way in ways:
         old = inputs[way.input]
@@ -96,7 +97,7 @@ def _write(tape: Tape, value: ir.Value, steps: Sequence[Step], spec: TensorSpec)
         tape.prefix = f"{prefix}/{number}_{name}"
         value = emit(tape, value, step, spec)
         for node in tape.nodes[done:]:
-            node.metadata_props[KEY] = name
+            node.metadata_props[PREPROCESS] = name
         spec = step.output(spec)
     return tape.cast(value, "uint8") if spec.dtype == "uint8" else value
 

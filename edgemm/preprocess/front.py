@@ -149,10 +149,10 @@ def _check_raw(io: IOSpec, way: InputSteps, first: TensorSpec) -> None:
             f"input '{way.input}': its source is {way.raw}, and {first} for another input.",
             hint="inputs that read one raw array agree on `raw`",
         )
-    others = {i.name for i in io.inputs} - {way.input}
+    others = {t.name for t in (*io.inputs, *io.outputs)} - {way.input}
     if way.raw.name in others:
         raise RecipeError(
-            f"input '{way.input}': its source '{way.raw.name}' is another input of the model.",
+            f"input '{way.input}': its source '{way.raw.name}' is another input or output of the model.",
             hint="give the raw array a name of its own",
         )
 

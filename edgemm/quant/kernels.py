@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgemm.graph import PREPROCESS
 from edgemm.quant.plan import DYNAMIC, FLOAT, INT8, WEIGHT4, WEIGHT8
 from edgemm.quant.tensors import RECURRENT, WEIGHTED, constant_array, int_attribute
 
@@ -25,6 +26,8 @@ MIN_GEMM_WEIGHTS = 65536
 
 MIN_STORED_WEIGHTS = 4096
 """A smaller weight is not worth storing in fewer bits."""
+
+STEP = "a step of preprocessing: its constants are exact in float32"
 
 ORDER = (INT8, DYNAMIC, FLOAT, WEIGHT8, WEIGHT4)
 """In which alternatives are listed behind the guess."""
@@ -49,6 +52,8 @@ def verdict(node: ir.Node) -> Verdict | None:
     """Returns what `node` can be, or None for operators that no rule is about."""
     if node.domain not in ("", "ai.onnx"):
         return None
+    if PREPROCESS in node.metadata_props and node.op_type in WEIGHTED:
+        return Verdict(FLOAT, "preprocessing", STEP)
     if node.op_type in RECURRENT:
         return _recurrent(node)
     if node.op_type == "Gather":

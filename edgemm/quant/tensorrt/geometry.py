@@ -8,6 +8,8 @@ concatenated with features, coordinates are features, too.
 *Backwards* from where coordinates are read (the grid of GridSample, the boxes of RoiAlign, indices of Gather and
 Scatter that were computed in float): up to layers with weights, and to the model's inputs.
 
+Steps of preprocessing that were baked into the graph stay float32 as well: pixels and samples are places, too.
+
 A constant matrix of at most 4 × 4 is a transform between frames and no layer. fp16 has 11 bits: at pixel 1000 its
 step is half a pixel, at 5000 four.
 """
@@ -19,7 +21,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from edgemm.graph import PREPROCESS
 from edgemm.partition import StageGraph
+from edgemm.quant.kernels import STEP
 from edgemm.quant.tensors import RECURRENT, WEIGHTED, constant_array, int_attribute
 
 GEOMETRY = re.compile(
@@ -63,7 +67,8 @@ def geometry_cone(stages: StageGraph) -> dict[ir.Node, str]:
         stages: Float stages, each after those that it reads.
     """
     produced = {str(o.name): o for s in stages.stages for o in s.model.graph.outputs}
-    return _read(stages, produced) | _made(stages, produced)
+    steps = {n: STEP for s in stages.stages for n in s.model.graph if PREPROCESS in n.metadata_props}
+    return _read(stages, produced) | _made(stages, produced) | steps
 
 
 def _made(stages: StageGraph, produced: dict[str, ir.Value]) -> dict[ir.Node, str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgemm.quant.kernels import Verdict, is_plain_product
+from edgemm.graph import PREPROCESS
+from edgemm.quant.kernels import STEP, Verdict, is_plain_product
 from edgemm.quant.plan import FLOAT, FP8, INT8, WEIGHT4
 from edgemm.quant.tensorrt.formats import BLOCK_SIZE
 from edgemm.quant.tensors import RECURRENT, WEIGHTED, constant_array, int_attribute
@@ -36,6 +37,8 @@ def verdict(node: ir.Node) -> Verdict | None:
         return Verdict(FLOAT, "recurrent", f"TensorRT has no integer {node.op_type}")
     if node.op_type not in WEIGHTED:
         return None
+    if PREPROCESS in node.metadata_props:
+        return Verdict(FLOAT, "preprocessing", STEP)
     weight = constant_array(node.inputs[1])
     if weight is None:
         return Verdict(
