@@ -166,7 +166,7 @@ def test_missing_file_and_empty_folder(tmp_path):
     assert (message, hint) == ("calb.npz: no such file.", "did you mean 'calib.npz'?")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.csv").touch()
-    assert error_of(tmp_path / "folder")[0] == "folder: no .npz shards in it (found: a.csv)."
+    assert error_of(tmp_path / "folder")[0] == "folder: no data in it that is known (found: a.csv)."
 
 
 def test_scalars_and_foreign_members(tmp_path):

@@ -149,6 +149,7 @@ def check_samples(samples: Samples, io: IOSpec, *, label: str | None, role: str 
     warnings += [
         f"{locate(samples, i)}: array '{n}' has NaN or Inf; it is not used." for n, i in odd_labels.items()
     ]
+    warnings += getattr(samples, "notes", ())
     return DataReport(len(samples), names, labels, tuple(warnings), {n: s.info() for n, s in surveys.items()})
 
 
@@ -215,10 +216,16 @@ def _check_row(
             hint=f"rows of unequal length? pad them, then numpy.asarray({name}, dtype='{spec.dtype}')",
         )
     if row.dtype.name != spec.dtype:
-        scale = " (scaled as in training, often / 255)" if row.dtype == np.uint8 and "float" in spec.dtype else ""
+        raw = row.dtype == np.uint8 and "float" in spec.dtype
+        scale = " (scaled as in training, often / 255)" if raw else ""
+        hint = f"convert it before saving: {name}.astype('{spec.dtype}'){scale}"
+        if hasattr(samples, "coverage"):  # of a reader, which can be told
+            hint = (
+                f"say it in a description file: {name}: {{dtype: {spec.dtype}{', scale: 1/255' if raw else ''}}}"
+            )
         raise DataError(
             f"{origin_of(samples)}: array '{name}' is {row.dtype.name}, the model takes {spec.dtype}.",
-            hint=f"convert it before saving: {name}.astype('{spec.dtype}'){scale}",
+            hint=hint,
         )
     batched = has_batch_axis(io, spec)
     want = spec.shape[1:] if batched else spec.shape

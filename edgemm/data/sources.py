@@ -1,4 +1,4 @@
-"""Samples from `.npz` files: one file or a folder of shards, read row by row.
+"""Samples from `.npz` files, one or a folder of shards, read row by row; `open_samples` opens the other forms too.
 
 Uncompressed members are memory-mapped in place; compressed ones are unpacked once, on first use, to a temporary
 file that is mapped. Memory use does not grow with the file. Nothing is unpickled.
@@ -39,11 +39,15 @@ def open_samples(path: str) -> Source:
     Args:
         path: A `.npz` file (one array per input, first axis = sample; other arrays are labels), a folder of
             such shards (read in the order of their names; array names must agree, lengths of time need not),
-            or `FILE.py:CLASS` (a calibration reader; this runs the file).
+            `FILE.py:CLASS` (a calibration reader; this runs the file), a description file (`.yaml`), or data in
+            one of the forms of `edgemm.data.readers`: images, audio, tables, archives, recordings.
 
     Raises:
         DataError: Nothing is there, or it is none of these; the message says what was found.
+        MissingExtraError: The package that reads it is not installed.
     """
+    from edgemm.data.readers import Description, guess_form, open_described, read_description
+
     if is_reference(path):
         return ReaderSamples(path)
     file = Path(path)
@@ -51,24 +55,44 @@ def open_samples(path: str) -> Source:
         raise DataError(
             f"{path}: a reader needs the name of its class.", hint=f"write {path}:CLASS, for example {path}:Reader"
         )
-    if file.is_dir():
-        return _open_folder(file)
     if not file.exists():
         near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise DataError(
             f"{path}: no such file.",
-            hint=did_you_mean(file.name, near, "give a .npz file, a folder of .npz shards, or FILE.py:CLASS"),
+            hint=did_you_mean(
+                file.name,
+                near,
+                "give a .npz file, a folder of .npz shards, FILE.py:CLASS, a manifest (.csv), a recording "
+                "or a description file (.yaml)",
+            ),
         )
-    return NpzSamples(file)
+    if file.suffix in (".yaml", ".yml"):
+        return open_described(read_description(file))
+    if file.is_file() and not _has_other_form(file):
+        return NpzSamples(file)
+    form = guess_form(file)
+    return open_npz(file) if form == "npz" else open_described(Description(path, file, form))
 
 
-def _open_folder(folder: Path) -> Source:
-    shards = sorted(folder.glob("*.npz"))
+def open_npz(path: Path) -> Source:
+    """Returns the samples of an `.npz` file or of a folder of such shards.
+
+    Raises:
+        DataError: It is damaged, or no such file.
+    """
+    if not path.is_dir():
+        return NpzSamples(path)
+    shards = tuple(NpzSamples(s) for s in sorted(path.glob("*.npz")))
     if not shards:
-        found = sorted(p.name for p in folder.iterdir())
-        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-        raise DataError(f"{folder}: no .npz shards in it (found: {some or 'nothing'}).", hint=_WRITE)
-    return ShardedSamples(folder, tuple(NpzSamples(s) for s in shards))
+        raise DataError(f"{path}: no .npz shards in it.", hint=_WRITE)
+    return ShardedSamples(path, shards)
+
+
+def _has_other_form(file: Path) -> bool:
+    """True for files of the forms in `edgemm.data.readers`; what has another name is read as `.npz`."""
+    from edgemm.data.readers import OTHER_FILES
+
+    return file.suffix.lower() in OTHER_FILES
 
 
 @dataclass(slots=True)
