@@ -53,6 +53,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         ],
         "joins": data["joins"],
         "variants": [_variant(v, data, path) for v in data["variants"]],
+        "preprocess": info.get("preprocess", {}),
         "stream": data.get("stream", {}),
         "stand_ins": data.get("stand_ins", []),
         **{key: info.get(key) for key in ("model", "dynamic", "parity", "data", "float_size_bytes", "tools")},

@@ -176,8 +176,9 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
 
 def _streams(report: Mapping[str, Any]) -> list[str]:
     """Returns what streams do unless they are told otherwise, and what the bundle holds for missing modalities."""
+    lines = [f"raw      {way['way']} (by the {way['by']})" for way in report.get("preprocess", {}).values()]
     policy = [f"{name} {_policy(value)}" for name, value in report.get("stream", {}).items()]
-    lines = [f"stream   {' · '.join(policy)}"] if policy else []
+    lines += [f"stream   {' · '.join(policy)}"] if policy else []
     fills: dict[str, dict[str, list[str]]] = {}
     for entry in report.get("stand_ins", ()):
         variants = fills.setdefault(entry["modality"], {}).setdefault(entry["fill"], [])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgemm.data.samples import Sample, Source, digest_of
+from edgemm.errors import DataError
 from edgemm.preprocess.front import InputSteps
 
 _KEPT_BYTES = 256 * 2**20
@@ -30,7 +31,12 @@ class Processed:
         if index in self._kept:
             return self._kept[index]
         raw = self._source[index]
-        made = {way.input: way.row(raw[way.raw.name]) for way in self._ways if way.raw.name in raw}
+        made = {}
+        for way in self._ways:
+            if way.raw.name in raw:
+                row = np.asarray(raw[way.raw.name])
+                self._check(index, way, row)
+                made[way.input] = way.row(row)
         gone = {way.raw.name for way in self._ways}
         sample = {name: row for name, row in raw.items() if name not in gone} | made
         size = sum(np.asarray(row).nbytes for row in made.values())
@@ -38,6 +44,20 @@ class Processed:
             self._bytes += size
             self._kept[index] = sample
         return sample
+
+    def _check(self, index: int, way: InputSteps, row: np.ndarray) -> None:
+        """Checks a raw row before the steps see it."""
+        dtype = "str" if row.dtype.kind == "U" else row.dtype.name
+        wanted = way.raw.shape[1:]
+        fits = len(row.shape) == len(wanted) and all(
+            got == want for got, want in zip(row.shape, wanted, strict=True) if isinstance(want, int)
+        )
+        if dtype != way.raw.dtype or not fits:
+            raise DataError(
+                f"{self.locate(index)}: raw array '{way.raw.name}' is {dtype} {list(row.shape)}, expected "
+                f"{way.raw.dtype} [{', '.join(map(str, wanted))}].",
+                hint=f"samples hold raw data: correct inputs.{way.input}.raw in the recipe, or the samples",
+            )
 
     @property
     def origin(self) -> str:

@@ -141,7 +141,7 @@ def _convert(
         gaps = Filler(recipe, stages, splits, bench, progress).fill(variants, files)
         stream = kept_policy(recipe, gaps)
     outcome = replace(outcome, notes=(*outcome.notes, *gaps.notes))
-    manifest = replace(manifest, stream=stream, stand_ins=tuple(gaps.stand_ins), preprocess=front.manifest())
+    manifest = front.described(replace(manifest, stream=stream, stand_ins=tuple(gaps.stand_ins)))
     files |= gaps.files | front.files()
     return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files
 

@@ -11,14 +11,15 @@ import numpy as np
 
 from edgemm.bake.front import bake, refusal
 from edgemm.bake.verify import check_baked
+from edgemm.bundle import Manifest
 from edgemm.data import Blank, Source, blank_values, describe
 from edgemm.data.processed import Processed
-from edgemm.errors import DataError, EdgemmError, RecipeError
+from edgemm.errors import EdgemmError, RecipeError
 from edgemm.export.request import DynamicReport, ExportResult
 from edgemm.pipeline.progress import Progress
 from edgemm.preprocess.front import InputSteps, fitted
-from edgemm.preprocess.registry import files_of, parse
-from edgemm.preprocess.step import Step, name_of
+from edgemm.preprocess.registry import files_of, parse, to_json
+from edgemm.preprocess.step import Step
 from edgemm.recipe import Recipe
 from edgemm.recipe.schema import InputSection
 from edgemm.tensors import BATCH, Dim, IOSpec, TensorSpec
@@ -57,10 +58,6 @@ class Preprocessing:
         """Returns path in the bundle -> file that a step on the host reads."""
         return {f"{FOLDER}/{p.name}": p for way in self.host for s in way.steps for p in files_of(s).values()}
 
-    def manifest(self) -> tuple[dict[str, Any], ...]:
-        """Returns what the manifest says of the steps on the host, files relative to the bundle."""
-        return tuple(replace(way, steps=shipped(way.steps)).to_json() for way in self.host)
-
     def resolved(self, recipe: Recipe, source: Source | None, folder: Path) -> Recipe:
         """Returns the recipe with its inputs named and blanked as the graph has them.
 
@@ -82,13 +79,16 @@ class Preprocessing:
         ways = "; ".join(map(str, (*self.baked, *self.host)))
         return f"{error.hint}; preprocess: {ways}" if ways else error.hint
 
-    def summary(self) -> dict[str, Any]:
-        """Returns raw array -> how it is prepared and where, for people."""
-        return {
-            way.input: {"way": str(way), "by": by, "steps": [name_of(s) for s in way.steps]}
+    def described(self, manifest: Manifest) -> Manifest:
+        """Returns the manifest with the steps on the host, and what people read about all of them."""
+        told = {
+            way.input: {"way": str(way), "by": by, "steps": to_json(shipped(way.steps))}
             for by, ways in (("graph", self.baked), ("host", self.host))
             for way in ways
         }
+        host = tuple(replace(way, steps=shipped(way.steps)).to_json() for way in self.host)
+        info = {**manifest.info, "preprocess": told} if told else manifest.info
+        return replace(manifest, preprocess=host, info=info)
 
 
 NONE = Preprocessing()
@@ -237,11 +237,6 @@ def _rows(way: InputSteps, source: Source | None) -> np.ndarray | None:
         return None
     rows = [np.asarray(source[i][way.raw.name]) for i in range(min(len(source), ROWS))]
     rows = [row for row in rows if row.shape == rows[0].shape]
-    if rows[0].dtype.name != way.raw.dtype:
-        raise DataError(
-            f"{source.origin}: array '{way.raw.name}' is {rows[0].dtype.name}, `raw` says {way.raw.dtype}.",
-            hint=f"samples hold raw data: correct inputs.{way.input}.raw, or the samples",
-        )
     return np.stack(rows)
 
 

@@ -79,6 +79,12 @@ def to_json(steps: Sequence[Step]) -> list[dict[str, dict[str, Any]]]:
     return [{name_of(step): {f.name: _plain(getattr(step, f.name)) for f in _fields(step)}} for step in steps]
 
 
+def file_options(name: str) -> frozenset[str]:
+    """Returns the options of the step `name` that are files; none of a step that does not exist."""
+    hints = typing.get_type_hints(step_class(name)) if name in STEPS else {}
+    return frozenset(key for key, hint in hints.items() if Path in (hint, *typing.get_args(hint)))
+
+
 def files_of(step: Step) -> dict[str, Path]:
     """Returns option -> file of the step's options that are files: these ship with the bundle."""
     values = {f.name: getattr(step, f.name) for f in _fields(step)}

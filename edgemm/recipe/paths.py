@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.errors import did_you_mean
+from edgemm.preprocess.registry import file_options
 from edgemm.recipe.problems import Problem, dotted
 from edgemm.recipe.source import Loc, RecipeText
 
@@ -30,6 +31,8 @@ def path_in(loc: Loc, value: Any) -> tuple[str, str] | None:
         return None
     if len(loc) == 3 and (loc[0], loc[2]) == ("inputs", "blank"):
         return (value, "") if value.endswith(".npy") else None
+    if len(loc) == 6 and (loc[0], loc[2]) == ("inputs", "preprocess"):
+        return value, ""
     if loc not in FILES:
         return None
     file, colon, name = value.partition(":")
@@ -81,6 +84,12 @@ def _candidates(fields: Mapping[str, Any]) -> Iterator[tuple[Loc, Any]]:
     for name, part in inputs.items() if isinstance(inputs, Mapping) else ():
         if isinstance(part, Mapping) and "blank" in part:
             yield ("inputs", name, "blank"), part["blank"]
+        steps = part.get("preprocess") if isinstance(part, Mapping) else None
+        for number, item in enumerate(steps if isinstance(steps, (list, tuple)) else ()):
+            for step, options in item.items() if isinstance(item, Mapping) else ():
+                named = file_options(str(step)) if isinstance(options, Mapping) else frozenset()
+                for option in named & options.keys():
+                    yield ("inputs", name, "preprocess", number, step, option), options[option]
 
 
 def _with_blanks(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +101,11 @@ def _with_blanks(fields: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _replaced(fields: Mapping[str, Any], loc: Loc, value: Any) -> dict[str, Any]:
-    """Returns a copy of nested mappings with one value replaced."""
-    key, rest = str(loc[0]), loc[1:]
-    return {**fields, key: value if not rest else _replaced(fields[key], rest, value)}
+def _replaced(fields: Any, loc: Loc, value: Any) -> Any:
+    """Returns a copy of nested mappings and lists with one value replaced."""
+    if not loc:
+        return value
+    key, rest = loc[0], loc[1:]
+    if isinstance(key, int):
+        return [_replaced(part, rest, value) if i == key else part for i, part in enumerate(fields)]
+    return {**fields, key: _replaced(fields[key], rest, value)}

@@ -56,19 +56,17 @@ def recipe(trained_folder: Path, data: Sections, precision: str = "fp32", **imag
 @pytest.fixture(scope="module")
 def baked(trained_folder: Path, raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> ConvertResult:
     output = tmp_path_factory.mktemp("baked") / "baked.edgemm"
-    return convert(recipe(trained_folder, raw, bake=True), output)
+    return convert(recipe(trained_folder, raw, bake=True) | {"layout": "staged"}, output)
 
 
 @pytest.fixture(scope="module")
 def hosted(trained_folder: Path, raw: Sections, tmp_path_factory: pytest.TempPathFactory) -> ConvertResult:
     output = tmp_path_factory.mktemp("hosted") / "hosted.edgemm"
-    return convert(recipe(trained_folder, raw, bake=False), output)
+    return convert(recipe(trained_folder, raw, bake=False) | {"layout": "whole"}, output)
 
 
 @pytest.mark.parametrize("kind", ["baked", "hosted"])
-def test_takes_raw_images(
-    kind: str, request: pytest.FixtureRequest, fp32: ConvertResult, raw: Sections
-) -> None:
+def test_takes_raw_images(kind: str, request: pytest.FixtureRequest, fp32: ConvertResult, raw: Sections) -> None:
     bundle = request.getfixturevalue(kind).path
     with np.load(raw["eval"]) as arrays:
         images, audio = arrays["image"][:32], arrays["audio"][:32]
@@ -86,3 +84,67 @@ def test_takes_raw_images(
             session.run({"image": prepared, "audio": audio})
     np.testing.assert_allclose(got["logits"], want["logits"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(streamed["logits"], want["logits"][:1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_bundle_tells(baked: ConvertResult, hosted: ConvertResult) -> None:
+    for result, by in ((baked, "graph"), (hosted, "host")):
+        manifest = read_manifest(result.path)
+        told = manifest.info["preprocess"]["image"]
+        assert told["by"] == by
+        assert told["way"].startswith(
+            "image[batch,32,48,3] uint8 -> resize -> grayscale -> to_chw -> normalize -> "
+        )
+        assert len(manifest.preprocess) == (by == "host")
+
+
+def test_blank_is_a_dark_image(baked: ConvertResult, hosted: ConvertResult, raw: Sections) -> None:
+    """A silent camera gives zeros: raw zeros, or what the steps make of them."""
+    with np.load(raw["eval"]) as arrays:
+        audio = arrays["audio"][0]
+    answers = []
+    for result in (baked, hosted):
+        with open_session(result.path) as session:
+            dark = session.run({"image": np.zeros((1, 32, 48, 3), np.uint8), "audio": audio[None]})
+            with session.stream(optional={"image": "blank"}) as stream:
+                stream.push("audio", audio)
+                answers.append(stream.infer().outputs["logits"])
+        np.testing.assert_allclose(answers[-1], dark["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bundle_takes_the_place_of_another(hosted: ConvertResult, baked: ConvertResult, raw: Sections) -> None:
+    with np.load(raw["eval"]) as arrays:
+        feed = {"image": arrays["image"][:2], "audio": arrays["audio"][:2]}
+    with open_session(hosted.path) as session:
+        before = session.run(feed)["logits"]
+        for other in (baked.path, hosted.path):
+            session.swap(other)
+            np.testing.assert_allclose(session.run(feed)["logits"], before, rtol=1e-4, atol=1e-4)
+
+
+def test_says_before_any_work_what_does_not_fit(trained_folder: Path, raw: Sections, tmp_path: Path) -> None:
+    def fails(**image: Any) -> Exception:
+        with pytest.raises((DataError, RecipeError)) as caught:
+            convert(recipe(trained_folder, raw, **image), tmp_path / "x.edgemm")
+        return caught.value
+
+    assert "the step 'center_crop' got uint8 [batch, 32, 48, 3], expected images of 40 x 40 or more" in str(
+        fails(preprocess=[{"center_crop": {"size": [40, 40]}}])
+    )
+    small = fails(preprocess=[{"resize": {"size": [15, 16]}}, "grayscale", "to_chw"])
+    assert "input 'image', axis 2: the data has the size 15, the model was saved for 16" in str(small)
+    assert "image[batch,32,48,3] uint8 -> resize -> grayscale -> to_chw" in small.hint  # type: ignore[attr-defined]
+    wrong = str(fails(raw={"dtype": "uint8", "shape": [32, 32, 3]}))
+    assert "row 0: raw array 'image' is uint8 [32, 48, 3], expected uint8 [32, 32, 3]" in wrong
+    unknown = fails(source="camera")
+    assert "no samples show what the raw array 'camera' is" in str(unknown)
+    assert "did you mean 'resize'" in str(fails(preprocess=["resiz"]))
+
+
+@pytest.mark.slow
+def test_integers_keep_the_steps_in_float(trained_folder: Path, raw: Sections, tmp_path: Path) -> None:
+    result = convert(recipe(trained_folder, raw, "int8"), tmp_path / "int8.edgemm")
+    (variant,) = (v for v in result.manifest.shipped if v.precision == "int8")
+    assert variant.accuracy is not None
+    assert variant.accuracy["drop"] <= 0.01
+    assert result.manifest.info["preprocess"]["image"]["by"] == "graph"  # where every step can be
