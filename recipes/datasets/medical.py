@@ -1,8 +1,8 @@
 """Patients with a biopsy: half of the measurements as a table with gaps, the other half drawn as a picture.
 
 The table is real: the Breast Cancer Wisconsin (Diagnostic) data, 569 patients, from the wheel of scikit-learn. Its
-thirty fields were measured on microscope images that are not published with it, so the image here is synthetic:
-cell nuclei drawn with the patient's own mean radius, spread of radius, dents of the outline and grey. What is drawn
+thirty fields were measured on microscope images that do not come with it, so the image here is synthetic:
+cell nuclei drawn with the patient's own radius, spread of radius, dents of the outline and grey. What is drawn
 is not in the table. The gaps are synthetic, too: the source has none. Splits are by patient.
 """
 
@@ -58,7 +58,7 @@ class Options:
 def load(options: Options = Options()) -> dict[str, Arrays]:
     """Returns the splits `train`, `calib` and `eval`, from the cache if they were built before.
 
-    Each has `image` `[N,1,48,48]` float32, `table` `[N,10]` float32 (standardised by the training patients, 0 where a
+    Each has `image` `[N,1,48,48]` float32, `table` `[N,10]` float32 (standardised by training patients, 0 where a
     field is gone), `given` `[N,10]` float32 (1 where a field is there) and `label` `[N]` int64 (1 malignant).
     """
     flat = cached_arrays("medical", f"1 {asdict(options)}", lambda: _build(options))

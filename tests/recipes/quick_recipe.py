@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from recipes.prepare import convert_arguments
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # recipes/ stands beside the package
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,7 +52,7 @@ class Converted:
             return {name: data[name] for name in data.files}
 
     def source(self, feed: Mapping[str, np.ndarray]) -> Arrays:
-        """Returns what the trained model itself gives."""
+        """Returns what the trained model itself, a .pt2, gives."""
         module = torch.export.load(self.place / "model.pt2").module()
         with torch.no_grad():
             outputs = module(**{name: torch.from_numpy(rows) for name, rows in feed.items()})
@@ -64,13 +65,8 @@ def convert_quick(name: str, folder: Path, *options: str) -> Converted:
     place.mkdir(parents=True)
     with training_threads():
         importlib.import_module(f"recipes.training.{name}").make(place, quick=True)
-    text = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    moved = text.replace(f"../.cache/edgemm/fixtures/{name}", str(place)).replace(
-        "metrics.py:", f"{ROOT / 'recipes' / 'metrics.py'}:"
-    )
-    recipe = folder / f"{name}.yaml"
-    recipe.write_text(moved, encoding="utf-8")
-    command = [sys.executable, "-m", "edgemm", "convert", str(recipe), "-o", str(bundle), "--json", *options]
+    words = (*convert_arguments(name, place), "-o", str(bundle), "--json", *options)
+    command = [sys.executable, "-m", "edgemm", "convert", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
