@@ -41,8 +41,10 @@ from edgemm.pipeline.tensorrt import TrtContest
 from edgemm.pipeline.variants import Contest
 from edgemm.preprocess import parse, to_json
 from edgemm.quant.plan import HALF
+from edgemm.quant.ruled import find_ruled
 from edgemm.quant.tensorrt.placement import TARGET as TENSORRT_PLAN
 from edgemm.recipe import Recipe, build_recipe
+from edgemm.recipe.schema import QuantizeRule
 from edgemm.rewrite.pipeline import rewrite
 
 RARE = ("fp8", "int4")
@@ -102,6 +104,7 @@ def _convert(
         graph, _ = rewrite(exported.graph)
         stages = partition(graph)
     progress.step("partition", _stages_line(stages))
+    find_ruled(recipe.quantize.rules, stages)  # a rule that matches nothing is said before anything is measured
     check_cuts(recipe, find_cuts(stages, graph.io), graph.io)
     notes = [*exported.notes, *front.notes, *stages.notes]
     with clock("data"):
@@ -161,6 +164,7 @@ def _targets(recipe: Recipe) -> tuple[Target, ...]:
     for target in targets:
         by_auto = AUTO in recipe.target and target == find_target(AUTO) and target.name not in recipe.target
         _can_have(target, recipe.quantize.precision, " (what 'auto' is on this machine)" if by_auto else "")
+        _can_follow(target, recipe.quantize.rules)
     if recipe.quantize.plan is not None:
         made_for = open_plan(recipe.quantize.plan).target
         for target in targets:
@@ -187,6 +191,18 @@ def _can_have(target: Target, precision: str, auto: str = "") -> None:
             f"it has {', '.join(target.precisions)}.",
             hint=f"use --precision auto; {precision} is for {', '.join(able)}",
         )
+
+
+def _can_follow(target: Target, rules: Sequence[QuantizeRule]) -> None:
+    """Checks that a target has what rules ask for: integers by rule are for CPUs, fp16 for NVIDIA targets."""
+    nvidia = target.module is not None
+    for number, rule in enumerate(rules):
+        if (rule.integer and nvidia) or (rule.precision == HALF and not nvidia):
+            kind = "CPU" if nvidia else "NVIDIA"
+            raise RecipeError(
+                f"quantize.rules.{number}: {rule.precision} is for {kind} targets, not for '{target.name}'.",
+                hint="convert for each kind of target by itself; rules with `precision: float` hold for all",
+            )
 
 
 def _layouts(recipe: Recipe, graph: ExportedGraph, stages: StageGraph) -> tuple[Layout, ...]:

@@ -28,7 +28,8 @@ from edgemm.quant.cache import key_of
 from edgemm.quant.groups import Group, by_stage, choices_of, group_nodes
 from edgemm.quant.measure import ChainMeasure
 from edgemm.quant.placement import alternatives, plan_quantization
-from edgemm.quant.plan import FLOAT, INT8, QuantPlan
+from edgemm.quant.plan import FLOAT, QuantPlan
+from edgemm.quant.ruled import Node, Ruled, find_ruled
 from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
 from edgemm.quant.table import CalibrationTable
 from edgemm.recipe import Recipe
@@ -76,6 +77,7 @@ class Integers:
     result: SearchResult | None = None
     warnings: list[str] = field(default_factory=list)
     searched: bool = False
+    _by_rule: dict[Node, str] = field(default_factory=dict)
     _plans: dict[str, QuantPlan] = field(default_factory=dict)
     _started: Started = field(default_factory=lambda: Started({}))
 
@@ -93,7 +95,9 @@ class Integers:
         given = read_plan(path, self.stages) if path is not None else None
         with self.clock("calibrate"):
             self._calibrate()
-        self.groups = group_nodes(self.stages, alternatives(self.stages, self._table))
+        options = alternatives(self.stages, self._table)
+        self._by_rule = self.ruled.choices(options)
+        self.groups = group_nodes(self.stages, self.ruled.without(options))
         plans = self._plans = self._forms() if given is None else {GIVEN: given}
         with self.clock("race"):
             self._started = self._race(plans)
@@ -143,8 +147,15 @@ class Integers:
             if g.name not in setting and (reason := (why or {}).get(g.name)) is not None
             for node in g.nodes
         }
-        choices = choices_of(self.groups, setting)
-        return plan_quantization(self.stages, self._table, TARGET, keep_float=keep, choices=choices)
+        keep |= self.ruled.of(FLOAT)
+        choices = choices_of(self.groups, setting) | self._by_rule
+        plan = plan_quantization(self.stages, self._table, TARGET, keep_float=keep, choices=choices)
+        return self.ruled.marked(plan)
+
+    @cached_property
+    def ruled(self) -> Ruled:
+        """What the recipe's rules decide."""
+        return find_ruled(self.recipe.quantize.rules, self.stages)
 
     @cached_property
     def silence(self) -> Silence:
@@ -175,7 +186,7 @@ class Integers:
     def _forced(self) -> bool:
         """Whether a graph stays integer where its float is faster."""
         section = self.recipe.quantize
-        return section.precision == INT8 or section.plan is not None or by_size(self.recipe) or not self._raced
+        return section.integers_demanded or section.plan is not None or by_size(self.recipe) or not self._raced
 
     def _calibrate(self) -> None:
         self.table, warnings = calibrate(self.stages, self.silence, self.progress)
@@ -188,7 +199,7 @@ class Integers:
         forms: dict[str, QuantPlan] = {}
         settings = settings_of(self.groups, self.recipe, self._limits)
         for name, setting in settings.items():
-            if setting and all(setting != settings[other] for other in forms):
+            if (setting or self._by_rule) and all(setting != settings[other] for other in forms):
                 forms[name] = self.plan(setting)
         return forms
 
@@ -297,6 +308,10 @@ class Integers:
         result = self.result = search(
             self.groups, start, self.plan, judge, limits, best_ms, _bar(self.progress, "search")
         )
+        if self._by_rule and not any(p.fits for p in result.points):
+            mended = Mended(self.plan({}), self.stages, self._table)  # nothing is integer but what rules say
+            alone = self._scored(judge.accuracies, mended, {}, best_ms)
+            result = self.result = replace(result, points=(*result.points, alone))
         points: list[tuple[Point, Mended | None]] = [(p, None) for p in result.points if p.fits]
         first = result.points[0] if result.points else None
         if first is not None and not first.fits:

@@ -8,7 +8,6 @@ from typing import Any
 
 from edgemm.pipeline.lineup import MARGIN
 from edgemm.pipeline.outcome import Judged
-from edgemm.quant.plan import INT8
 from edgemm.quant.search import TOLERANCE
 from edgemm.recipe import Recipe
 
@@ -28,7 +27,7 @@ def too_slow(recipe: Recipe, judged: Judged, sure: Judged) -> str | None:
         return objection
     timing, floating = (judged.timings[j.candidate.variant.name] for j in (judged, sure))
     ratio = timing.ratio(floating)
-    if ratio * MARGIN >= 1 and section.precision != INT8 and section.objective != "size":
+    if ratio * MARGIN >= 1 and not section.integers_demanded and section.objective != "size":
         when = "" if timing.ms / floating.ms == ratio else " when calls come one by one"
         return f"{ratio:.2f} × the latency of float on this machine{when}: no faster"
     return None

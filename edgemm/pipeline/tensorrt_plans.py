@@ -34,6 +34,7 @@ from edgemm.quant.coarse import coarse_points
 from edgemm.quant.groups import Group, group_nodes
 from edgemm.quant.measure import ChainMeasure
 from edgemm.quant.plan import FLOAT, HALF, QuantPlan
+from edgemm.quant.ruled import Node, Ruled, find_ruled
 from edgemm.quant.search import Accuracy, Limits, Point, SearchResult, search
 from edgemm.quant.table import CalibrationTable
 from edgemm.quant.tensorrt.apply import apply_tensorrt
@@ -155,13 +156,25 @@ class TrtPlans:
 
     def _by_rules(self, half: str | None, low: Format) -> TrtProposal:
         """Returns the plan with everything quantized that the placement rules would have so."""
-        plan = plan_tensorrt(self.stages, self.table, half, low=low.precision)
+        plan = self._planned(half, low.precision, {})
         if low.precision in plan.counts():
             return replace(self._scored(low.name, plan), which="the plan by the rules")
         reasons = dict.fromkeys(f"{d.op} {d.node}: {d.reason}" for d in plan.decisions if d.rule not in _OTHER)
         text = "; ".join(list(reasons)[:3]) + ("; ..." if len(reasons) > 3 else "")
         text = text or f"no {'Gemm' if low.weights_only else 'Conv, Gemm'} or MatMul gains from it"
         return TrtProposal(low.name, objection=f"nothing is {low.name}: {text}")
+
+    def _planned(self, half: str | None, low: str, no_low: Mapping[Node, tuple[str, str]]) -> QuantPlan:
+        """Returns the plan by the placement rules and the recipe's; nodes of `no_low` are not quantized."""
+        mine = self.ruled
+        no_low = {**no_low, **mine.of(HALF)}
+        plan = plan_tensorrt(self.stages, self.table, half, low=low, keep_float=mine.of(FLOAT), no_low=no_low)
+        return mine.marked(plan)
+
+    @cached_property
+    def ruled(self) -> Ruled:
+        """What the recipe's rules decide."""
+        return find_ruled(self.recipe.quantize.rules, self.stages)
 
     def _milder(self, half: str | None, low: Format, first: TrtProposal) -> list[TrtProposal]:
         """Returns plans with fewer quantized nodes that are within the budget, those with most of them first."""
@@ -181,7 +194,7 @@ class TrtPlans:
                 if g.name not in setting
                 for node in g.nodes
             }
-            return plan_tensorrt(self.stages, self.table, half, low=kind, no_low=gone)
+            return self._planned(half, kind, gone)
 
         start = {g.name: kind for g in groups}
         with self.clock("search"):
@@ -209,7 +222,7 @@ class TrtPlans:
         return replace(point.plan, decisions=decisions)
 
     def _half_alone(self, half: str) -> TrtProposal:
-        plan = plan_half(self.stages, self.table, half)
+        plan = self.ruled.marked(plan_half(self.stages, self.table, half, self.ruled.of(FLOAT)))
         if half not in plan.counts():
             reasons = dict.fromkeys(d.reason for d in plan.decisions if d.rule == "overflow")
             text = "; ".join(list(reasons)[:2]) or "no node has it"

@@ -31,7 +31,7 @@ from edgemm.pipeline.schedules import Schedules, scheduled
 from edgemm.pipeline.scoring import Scorer, Scorers, outputs_of, score_float
 from edgemm.pipeline.splits import Splits
 from edgemm.pipeline.timing import latency_feeds
-from edgemm.quant.plan import FLOAT, INT8
+from edgemm.quant.plan import FLOAT
 from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.turns import Timing, time_sessions
@@ -198,7 +198,7 @@ class Contest:
             held, again = self._held(order, sure)
             refused = refused or again
         chosen = self._fastest(list(held.values()), sure)
-        if chosen is None and section.precision == INT8:
+        if chosen is None and section.integers_demanded:
             reason = self.integers.nothing() if self.integers is not None else "there are no samples"
             reason = refused.objection or reason if refused is not None else reason
             raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=_REMEDY)
@@ -226,7 +226,7 @@ class Contest:
             if (
                 layout in held
                 or attempts[layout] >= ATTEMPTS
-                or (section.precision == INT8 and not proposal.integer)
+                or (section.integers_demanded and not proposal.integer)
             ):
                 continue
             attempts[layout] += 1

@@ -95,7 +95,7 @@ def parse_text(text: str, origin: str) -> RecipeText:
         ) from error
     finally:
         loader.dispose()
-    if not isinstance(fields, dict):
+    if root is None or not isinstance(fields, dict):
         raise RecipeError(
             f"{origin}: got a {type(fields).__name__}, expected a mapping of sections.",
             hint="start with `model: {path: model.pt2}`",

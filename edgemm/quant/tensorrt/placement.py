@@ -101,15 +101,26 @@ def plan_tensorrt(
     return QuantPlan(TARGET, tuple(decisions), calibration)
 
 
-def plan_half(stage_graph: StageGraph, table: CalibrationTable, half: str) -> QuantPlan:
+def plan_half(
+    stage_graph: StageGraph,
+    table: CalibrationTable,
+    half: str,
+    keep_float: Mapping[Node, tuple[str, str]] | None = None,
+) -> QuantPlan:
     """Returns the plan with nothing quantized: `half` wherever values fit, float32 elsewhere.
+
+    Args:
+        stage_graph: The float stages.
+        table: Ranges of `tensors_to_watch`, from `collect`.
+        half: `"fp16"` or `"bf16"`.
+        keep_float: `(stage, node)` -> `(rule, reason)` for nodes that stay float32.
 
     Raises:
         QuantizationError: There is no such half precision.
     """
     why = "half", f"{half}; int8 is left out"
     every = {(s.name, str(node.name)): why for s in stage_graph.stages for node in s.model.graph}
-    return plan_tensorrt(stage_graph, table, half, no_low=every)
+    return plan_tensorrt(stage_graph, table, half, keep_float=keep_float, no_low=every)
 
 
 @dataclass(frozen=True, slots=True)
