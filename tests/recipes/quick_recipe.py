@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.prepare import convert_arguments
+from recipes.prepare import recipe_at
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def convert_quick(name: str, folder: Path, *options: str) -> Converted:
     place.mkdir(parents=True)
     with training_threads():
         importlib.import_module(f"recipes.training.{name}").make(place, quick=True)
-    words = (*convert_arguments(name, place), "-o", str(bundle), "--json", *options)
+    words = (str(recipe_at(name, place)), "-o", str(bundle), "--json", *options)
     command = [sys.executable, "-m", "edgemm", "convert", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
