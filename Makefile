@@ -38,8 +38,7 @@ demo-rtx: $(DEMO) $(RTX)  ## engines of that model for GPUs that are not here, b
 	$(BIN)/python -m recipes.demo_rtx
 
 recipes: $(FIXTURES)  ## train, convert and score every recipe; what is done is not done again (half an hour)
-	$(BIN)/python -m recipes.make
-	$(BIN)/python -m recipes.catalogue
+	$(BIN)/python -m recipes.make; made=$$?; $(BIN)/python -m recipes.catalogue && exit $$made
 
 test: $(STAMP)   ## the fast tests
 	$(BIN)/pytest -n 2

@@ -27,7 +27,7 @@ from recipes.datasets import foreign
 from recipes.datasets.cache import cache_root
 from recipes.models import hf_tiny
 from recipes.models.saving import save_weights
-from recipes.prepare import VERSION, convert_arguments, prepare, read_recipe, recipe_names
+from recipes.prepare import VERSION, prepare, read_recipe, recipe_at, recipe_names
 from recipes.training.writing import save_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ class Fixture:
         label: Label array of both, or None when the model has no task.
         metric: The task's metric, or None with `label`.
         options: What else `edgemm convert` needs.
-        recipe: What follows `edgemm convert` instead of all this, for a model that its recipe describes.
+        recipe: Recipe file that `edgemm convert` takes instead of all this.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Fixture:
     label: str | None = None
     metric: str | None = None
     options: tuple[str, ...] = ()
-    recipe: tuple[str, ...] = ()
+    recipe: Path | None = None
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """What follows `edgemm convert`, without the output."""
         if self.recipe:
-            return self.recipe
+            return (str(self.recipe),)
         task = ("--label", self.label) if self.label else ()
         metric = ("--metric", self.metric) if self.metric else ()
         data = ("--calib", str(self.calib), "--eval", str(self.eval))
@@ -105,8 +105,7 @@ def _of_recipe(name: str, place: Path) -> Fixture:
     metric = fields["evaluate"].get("metric")
     if name in FIXTURES:
         return _at(place, place / "model.pt2", name=name, label=data["label"], metric=metric)
-    recipe = tuple(convert_arguments(name, place))
-    return _at(place, model, name=name, label=data.get("label"), metric=metric, recipe=recipe)
+    return _at(place, model, name=name, label=data.get("label"), metric=metric, recipe=recipe_at(name, place))
 
 
 def _at(place: Path, model: Path, **more: object) -> Fixture:

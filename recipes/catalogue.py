@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from recipes.datasets.cache import replacing
+from recipes.prepare import RECIPES, VERSION
 
-RECIPES = Path(__file__).resolve().parent
 PAGE, RESULTS = RECIPES / "README.md", RECIPES / "results"
 BEGIN, END = "<!-- catalogue: `python -m recipes.catalogue` writes this -->", "<!-- end of the catalogue -->"
 COLUMNS = ("recipe", "task", "modalities", "fusion", "data", "float", "edge", "latency", "size", "command")
@@ -29,7 +29,7 @@ def catalogue(recipes: Path = RECIPES, results: Path = RESULTS) -> str:
     """Returns the table in Markdown, a row per recipe by name; what was not measured is a dash.
 
     Raises:
-        ValueError: A recipe has no `about`, or a record is of a quick run.
+        ValueError: A recipe has no `about`, or a record is of another way of training.
     """
     rows = [_row(file, _record(results / f"{file.stem}.json")) for file in sorted(recipes.glob("*.yaml"))]
     lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
@@ -40,8 +40,8 @@ def _record(file: Path) -> Mapping[str, Any] | None:
     if not file.exists():
         return None
     record: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if record["quick"]:
-        raise ValueError(f"{file} is of a quick run, which says nothing about the recipe: make it in full.")
+    if record["trained"] != VERSION:
+        raise ValueError(f"{file} is of a quick run or of other data ({record['trained']}): make it as it is.")
     return record
 
 

@@ -2,7 +2,8 @@
 
     python -m recipes.make                     # all of them; the weakest row comes first in the closing table
     python -m recipes.make imu av_digits       # these
-    python -m recipes.make all --quick --folder build/quick   # a few training steps each, to see that they run
+    python -m recipes.make all --quick         # a few training steps each, to see that they run
+    python -m recipes.make bilinear --data-root ~/data   # with your own CIFAR-10 and IMDb
 
 A recipe is done again when its training script, its model, the code of its data or its YAML has changed. Every
 step is a process of its own, so a recipe that fails takes none of the others with it.
@@ -30,9 +31,11 @@ from recipes.datasets.cache import replacing
 from recipes.prepare import (
     DATA,
     RECIPES,
-    convert_arguments,
+    USUAL,
+    Way,
     is_prepared,
     read_recipe,
+    recipe_at,
     recipe_names,
     training_digest,
 )
@@ -55,13 +58,13 @@ class Work:
         name: Of the recipe.
         folder: Folder of the recipes' models, data and bundles.
         results: Folder of the records.
-        quick: Train a few steps only.
+        way: How it is trained.
     """
 
     name: str
     folder: Path
     results: Path
-    quick: bool = False
+    way: Way = USUAL
 
     @property
     def place(self) -> Path:
@@ -80,14 +83,14 @@ class Work:
 
     def digest(self) -> str:
         """Returns a digest of everything that decides what comes out: code of the training, and the YAML."""
-        fields = json.dumps(read_recipe(self.name), sort_keys=True)
-        text = f"{training_digest(self.name)} {fields} {self.quick}"
+        fields = {key: value for key, value in read_recipe(self.name).items() if key != "about"}
+        text = f"{training_digest(self.name)} {json.dumps(fields, sort_keys=True)} {self.way.mark}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def finished(self) -> Record | None:
         """Returns the record if this machine made it of what is there now."""
         made = self.place / "converted"
-        if not (is_prepared(self.name, self.place, quick=self.quick) and self.bundle.exists() and made.exists()):
+        if not (is_prepared(self.name, self.place, self.way) and self.bundle.exists() and made.exists()):
             return None
         if made.read_text() != self.digest() or not self.record.exists():
             return None
@@ -102,18 +105,19 @@ def make(work: Work) -> Record:
         RecipeError: A step fails; the record of an earlier time stays as it is.
     """
     digest = work.digest()
-    trained = is_prepared(work.name, work.place, quick=work.quick)
+    trained = is_prepared(work.name, work.place, work.way)
     start = time.perf_counter()
-    options = ("--folder", str(work.folder), *(("--quick",) if work.quick else ()))
+    quick = ("--quick",) if work.way.quick else ()
+    own = ("--data-root", str(work.way.data_root)) if work.way.data_root else ()
     with console.status(f"{work.name}: training"):
-        _run("recipes.prepare", work.name, *options)
+        _run("recipes.prepare", work.name, "--folder", str(work.folder), *quick, *own)
     seconds = time.perf_counter() - start
     _write_seconds(work.place, seconds, trained)
     start = time.perf_counter()
     with console.status(f"{work.name}: converting"):
-        arguments = (*convert_arguments(work.name, work.place), "-o", str(work.bundle), "--json", "--force")
-        result = json.loads(_run("edgemm", "convert", *arguments))
-    record = {"recipe": work.name, "inputs": digest, "quick": work.quick, **summary(result)}
+        recipe = str(recipe_at(work.name, work.place))
+        result = json.loads(_run("edgemm", "convert", recipe, "-o", str(work.bundle), "--json", "--force"))
+    record = {"recipe": work.name, "inputs": digest, "trained": work.way.mark, **summary(result)}
     record["also"] = _also(work)
     record["seconds"] = {
         "train": json.loads((work.place / "seconds.json").read_text()),
@@ -259,17 +263,20 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default="all", choices=["all", *recipe_names()], metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="train a few steps on a few samples")
+    parser.add_argument("--data-root", type=Path, help="folder with your own copy of the data, where one is read")
     parser.add_argument("--folder", type=Path, help="models, data and bundles (default: .cache/edgemm/fixtures)")
-    parser.add_argument("--results", type=Path, help="records (default: recipes/results; FOLDER/results if quick)")
+    parser.add_argument("--results", type=Path, help="records (default: recipes/results, or FOLDER/results)")
     parser.add_argument("--again", action="store_true", help="convert and score what is done, too")
     parser.add_argument("--json", action="store_true", help="the records on stdout instead of a table")
     options = parser.parse_args(words)
     warnings.simplefilter("ignore")
-    folder = (options.folder or (DATA.parent / "quick" if options.quick else DATA)).resolve()
-    results = (options.results or (folder / "results" if options.quick else RESULTS)).resolve()
+    way = Way(options.quick, options.data_root and options.data_root.resolve())
+    folder = (options.folder or (DATA if way.is_usual else DATA.parent / "other")).resolve()
+    usual = RESULTS if way.is_usual and folder == DATA.resolve() else folder / "results"
+    results = (options.results or usual).resolve()
     names = recipe_names() if "all" in options.names else list(dict.fromkeys(options.names))
     start = time.perf_counter()
-    works = [Work(name, folder, results, options.quick) for name in names]
+    works = [Work(name, folder, results, way) for name in names]
     records = weakest_first(make_all(works, again=options.again))
     if options.json:
         print(json.dumps(records, indent=1))

@@ -12,9 +12,11 @@ import argparse
 import ast
 import hashlib
 import importlib
+import inspect
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +54,22 @@ def read_recipe(name: str) -> dict[str, Any]:
     return fields
 
 
-def convert_arguments(name: str, place: Path) -> list[str]:
-    """Returns what follows `edgemm convert` for the files at `place`: the recipe, and where its files are.
+def recipe_at(name: str, place: Path) -> Path:
+    """Returns the recipe file for the files at `place`: the recipe itself, or a copy there that names them.
 
     Args:
         name: Of a recipe.
         place: The folder that `prepare` returned.
     """
-    recipe, home = str(RECIPES / f"{name}.yaml"), f"../.cache/edgemm/fixtures/{name}/"
     if place.resolve() == (DATA / name).resolve():
-        return [recipe]
-    moved = [
-        f"{key}={place.resolve() / value.removeprefix(home)}"
-        for key, value in _leaves(read_recipe(name))
-        if isinstance(value, str) and value.startswith(home)
-    ]
-    return [recipe, *(word for setting in moved for word in ("--set", setting))]
+        return RECIPES / f"{name}.yaml"
+    from edgemm.recipe.paths import resolve
 
-
-def _leaves(fields: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields `("model.path", value)` of every field that is no section."""
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{start}{key}.")
-        else:
-            yield start + key, value
+    home = str(RECIPES / ".." / ".cache" / "edgemm" / "fixtures" / name)
+    text = yaml.safe_dump(resolve(read_recipe(name), RECIPES), sort_keys=False, allow_unicode=True)
+    copy = place / "recipe.yaml"
+    copy.write_text(text.replace(home, str(place.resolve())), encoding="utf-8")
+    return copy
 
 
 def training_digest(name: str) -> str:
@@ -121,38 +114,66 @@ def _code(file: Path) -> str:
     return ast.dump(tree)
 
 
-def is_prepared(name: str, place: Path, *, quick: bool = False) -> bool:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a recipe is trained.
+
+    Attributes:
+        quick: A few steps on a few samples. What that gives is never taken for the real thing.
+        data_root: Folder with the user's own copy of the data, for recipes that read one.
+    """
+
+    quick: bool = False
+    data_root: Path | None = None
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether what comes out is what the catalogue speaks of."""
+        return self == USUAL
+
+    @property
+    def mark(self) -> str:
+        """What the file `complete` says."""
+        own = f" {self.data_root.resolve()}" if self.data_root else ""
+        return f"{VERSION}{' quick' if self.quick else ''}{own}"
+
+
+USUAL = Way()
+"""As the catalogue has it."""
+
+
+def is_prepared(name: str, place: Path, way: Way = USUAL) -> bool:
     """Returns whether `place` has the files that `prepare` would write."""
     done, made_by = place / "complete", place / "made_by"
-    if not done.exists() or done.read_text() != _mark(quick):
+    if not done.exists() or done.read_text() != way.mark:
         return False
     return not made_by.exists() or made_by.read_text() == training_digest(name)
 
 
-def _mark(quick: bool) -> str:
-    return f"{VERSION} quick" if quick else VERSION
-
-
-def prepare(name: str, folder: Path | None = None, *, quick: bool = False) -> Path:
+def prepare(name: str, folder: Path | None = None, way: Way = USUAL) -> Path:
     """Returns the folder with a recipe's model and data, which are made unless they are there already.
 
     Args:
         name: Of a recipe.
         folder: Where the folders of the recipes are; `.cache/edgemm/fixtures` under the current directory by
             default.
-        quick: Train a few steps on a few samples. What that gives is never taken for the real thing.
+        way: How it is trained.
 
     Raises:
         KeyError: There is no such recipe.
-        RuntimeError: A package that the data need is not installed.
+        RuntimeError: A package that the data need is not installed, or the recipe reads no data of the user's.
     """
     read_recipe(name)
     place = (folder or cache_root() / "fixtures") / name
-    if not is_prepared(name, place, quick=quick):
+    if not is_prepared(name, place, way):
+        make = importlib.import_module(f"recipes.training.{name}").make
+        own = {"data_root": way.data_root} if way.data_root else {}
+        if own and "data_root" not in inspect.signature(make).parameters:
+            raise RuntimeError(f"'{name}' has its own data and reads none from {way.data_root}.")
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        importlib.import_module(f"recipes.training.{name}").make(place, quick=quick)
-        (place / "complete").write_text(_mark(quick))
+        make(place, quick=way.quick, **own)
+        (place / "complete").write_text(way.mark)
     if not (place / "made_by").exists():
         (place / "made_by").write_text(training_digest(name))
     return place
@@ -166,10 +187,11 @@ def main() -> None:
     parser.add_argument("name", choices=recipe_names(), metavar="NAME")
     parser.add_argument("--folder", type=Path, help="where the files go, in a folder NAME")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few samples")
+    parser.add_argument("--data-root", type=Path, help="folder with your own copy of the data, where one is read")
     options = parser.parse_args()
     torch.set_num_threads(2)
     try:
-        print(prepare(options.name, options.folder, quick=options.quick))
+        print(prepare(options.name, options.folder, Way(options.quick, options.data_root)))
     except RuntimeError as error:
         sys.exit(f"{options.name}: {error}")
 

@@ -12,7 +12,7 @@ from recipes import catalogue as c
 
 RECORD = {
     "recipe": "both",
-    "quick": False,
+    "trained": "1",
     "modalities": ["audio", "image"],
     "metric": "metrics.py:word_accuracy",
     "accuracy": {"float": 0.91, "variant": 0.9, "drop": 0.01, "budget": 0.02},
@@ -63,7 +63,7 @@ def test_what_was_not_measured_is_a_dash(folder: Path) -> None:
 
 
 def test_quick_runs_are_no_results(folder: Path) -> None:
-    (folder / "both.json").write_text(json.dumps(RECORD | {"quick": True}))
+    (folder / "both.json").write_text(json.dumps(RECORD | {"trained": "1 quick"}))
     with pytest.raises(ValueError, match="quick run"):
         c.catalogue(folder, folder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from recipes import prepare as p
 
@@ -51,11 +52,13 @@ def test_digest_follows_the_code(project: Path, file: str, text: str, same: bool
     assert (p.training_digest("one") == before) is same
 
 
-def test_files_elsewhere_are_given_to_the_command(project: Path, tmp_path: Path) -> None:
-    recipe = str(project / "one.yaml")
-    assert p.convert_arguments("one", p.DATA / "one") == [recipe]
-    moved = ["--set", f"model.path={tmp_path / 'x/model.pt2'}", "--set", f"data.calib={tmp_path / 'x/calib.npz'}"]
-    assert p.convert_arguments("one", tmp_path / "x") == [recipe, *moved]
+def test_recipe_elsewhere_names_the_files_there(project: Path, tmp_path: Path) -> None:
+    assert p.recipe_at("one", p.DATA / "one") == project / "one.yaml"
+    (tmp_path / "x").mkdir()
+    copy = yaml.safe_load(p.recipe_at("one", tmp_path / "x").read_text())
+    assert copy["model"]["path"] == str(tmp_path / "x" / "model.pt2")
+    assert copy["model"]["factory"] == f"{project / 'models' / 'net.py'}:build"
+    assert copy["data"] == {"calib": str(tmp_path / "x" / "calib.npz"), "label": "label"}
 
 
 def test_a_quick_run_is_never_taken_for_the_real_thing(project: Path, tmp_path: Path) -> None:
@@ -63,10 +66,10 @@ def test_a_quick_run_is_never_taken_for_the_real_thing(project: Path, tmp_path: 
     place.mkdir()
     (place / "complete").write_text(p.VERSION)
     assert p.is_prepared("one", place)
-    assert not p.is_prepared("one", place, quick=True)
+    assert not p.is_prepared("one", place, p.Way(quick=True))
     (place / "complete").write_text(f"{p.VERSION} quick")
     assert not p.is_prepared("one", place)
-    assert p.is_prepared("one", place, quick=True)
+    assert p.is_prepared("one", place, p.Way(quick=True))
 
 
 def test_changed_training_is_trained_again(project: Path, tmp_path: Path) -> None:
@@ -82,3 +85,9 @@ def test_changed_training_is_trained_again(project: Path, tmp_path: Path) -> Non
 def test_unknown_recipe_is_named(project: Path) -> None:
     with pytest.raises(KeyError, match=r"no recipe 'two' \(recipes: one\)"):
         p.read_recipe("two")
+
+
+def test_recipe_that_reads_no_data_of_the_users_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"'imu' has its own data and reads none from .*x\."):
+        p.prepare("imu", tmp_path, p.Way(data_root=tmp_path / "x"))
+    assert not (tmp_path / "imu").exists()
