@@ -24,6 +24,8 @@ EMITTERS: Mapping[str, str] = {
     "sobel": "edgemm.bake.emit_image:sobel",
     "to_chw": "edgemm.bake.emit_image:to_chw",
     "normalize": "edgemm.bake.emit_image:normalize",
+    "bev": "edgemm.bake.emit_points:bev",
+    "pillars": "edgemm.bake.emit_points:pillars",
     "pcm": "edgemm.bake.emit_audio:pcm",
     "mono": "edgemm.bake.emit_audio:mono",
     "fit_length": "edgemm.bake.emit_audio:fit_length",

@@ -34,7 +34,9 @@ class Tape:
         self.nodes.append(node)
         return list(node.outputs)
 
-    def constant(self, data: np.ndarray | float | Sequence[float], dtype: str = "float32") -> ir.Value:
+    def constant(
+        self, data: np.ndarray | np.floating[Any] | float | Sequence[float], dtype: str = "float32"
+    ) -> ir.Value:
         """Returns a new initializer; `dtype` counts where `data` is no array."""
         array = data if isinstance(data, np.ndarray) else np.asarray(data, dtype)
         tensor = ir.tensor(array, name=self._name("constant"))

@@ -23,6 +23,8 @@ STEPS: Mapping[str, str] = {
     "sobel": "edgemm.preprocess.image:Sobel",
     "to_chw": "edgemm.preprocess.image:ToChw",
     "normalize": "edgemm.preprocess.image:Normalize",
+    "bev": "edgemm.preprocess.points:Bev",
+    "pillars": "edgemm.preprocess.points:Pillars",
     "pcm": "edgemm.preprocess.audio:Pcm",
     "mono": "edgemm.preprocess.audio:Mono",
     "fit_length": "edgemm.preprocess.audio:FitLength",

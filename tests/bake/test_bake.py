@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -45,6 +47,28 @@ def test_the_graph_computes_what_the_steps_do(chain: str) -> None:
     onnx.checker.check_model(onnx.load_from_string(serialize(steps_graph(way).model)), full_check=True)
     for rows in (random_rows(raw), random_rows(raw, batch=1)):
         assert check_baked(way, rows) <= (1e-6 if raw.dtype == "float32" else 1e-7)
+
+
+BOX = {"range": [-1, -1, -1, 1, 1, 1], "cell": 0.25}
+CLOUDS: dict[str, Any] = {
+    "bev": {"bev": {**BOX, "channels": ["height", "intensity", "density", "count"]}},
+    "features": {"pillars": {**BOX, "pillars": 20, "points": 3}},
+    "indices": {"pillars": {**BOX, "pillars": 64, "points": 3, "give": "indices"}},
+    "counts": {"pillars": {**BOX, "pillars": 64, "points": 3, "give": "counts"}},
+}
+
+
+@pytest.mark.parametrize("kind", CLOUDS)
+@pytest.mark.parametrize("points", [200, "points"])
+def test_the_graph_computes_what_the_steps_do_with_points(kind: str, points: int | str) -> None:
+    way = InputSteps("lidar", TensorSpec("lidar", "float32", (BATCH, points, 5)), parse([CLOUDS[kind]]))
+    onnx.checker.check_model(onnx.load_from_string(serialize(steps_graph(way).model)), full_check=True)
+    clouds = np.random.default_rng(0).normal(0, 0.8, (3, 200, 5)).astype(np.float32)
+    clouds[:, ::17, 2] = np.nan
+    clouds[2] = np.nan
+    assert check_baked(way, clouds) <= 1e-6
+    stages = partition(rewrite(steps_graph(way))[0])
+    np.testing.assert_allclose(run_stages(stages, {"lidar": clouds})["made"], run(way.steps, clouds), atol=1e-5)
 
 
 def net(size: int = 28) -> ExportedGraph:
