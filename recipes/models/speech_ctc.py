@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 BANDS, SPEAKER, CHANNELS, HIDDEN, CLASSES = 40, 80, 128, 128, 28
+MISSING_RATE = 0.1
+"""Share of training phrases whose speaker is not known: zeros."""
 
 
 class SpeechCTC(nn.Module):
@@ -94,7 +96,8 @@ def train(
             audio = shard["audio"][rows].clone()
             band, moment = (int(torch.randint(0, n - 4, (1,), generator=generator)) for n in audio.shape[1:])
             audio[:, band : band + 4], audio[:, :, moment : moment + 4] = 0.0, 0.0
-            loss = ctc_loss(model(audio, shard["speaker"][rows])["logits"], shard["text"][rows])
+            known = torch.rand(len(rows), 1, generator=generator) >= MISSING_RATE
+            loss = ctc_loss(model(audio, shard["speaker"][rows] * known)["logits"], shard["text"][rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
