@@ -33,21 +33,24 @@ def nv12_to_rgb(tape: Tape, value: ir.Value, step: image.Nv12ToRgb, spec: Tensor
 
 
 def resize(tape: Tape, value: ir.Value, step: image.Resize, spec: TensorSpec) -> ir.Value:
-    """Two products with constant weights, the width first; planes of channels make them large ones."""
+    """Products with constant weights, the width first, a few for each axis: most weights are zero."""
     height, width = _size(step, spec)
     tall, wide = step.sizes(height, width)
-    columns = np.ascontiguousarray(image.weights(width, wide, antialias=step.antialias).T)
-    rows = image.weights(height, tall, antialias=step.antialias)
     value = tape.op("Transpose", [value], perm=[0, 3, 1, 2])
-    for order in ("width", "height"):
-        if order == "width" and wide != width:
-            value = tape.op("MatMul", [value, tape.constant(columns)])
-        elif order == "height" and tall != height:
-            value = tape.op("MatMul", [tape.constant(rows), value])
-        else:
+    for axis, size, wanted in ((3, width, wide), (2, height, tall)):
+        if size == wanted:
             continue
+        parts = [_band(tape, value, b, axis) for b in image.bands(size, wanted, antialias=step.antialias)]
+        value = tape.op("Concat", parts, axis=axis) if len(parts) > 1 else parts[0]
         value = _rounded(tape, value) if spec.dtype == "uint8" else value
     return tape.op("Transpose", [value], perm=[0, 2, 3, 1])
+
+
+def _band(tape: Tape, value: ir.Value, band: image.Band, axis: int) -> ir.Value:
+    own = tape.op("Slice", [value, tape.integers(band.start), tape.integers(band.end), tape.integers(axis)])
+    if axis == 2:
+        return tape.op("MatMul", [tape.constant(band.weights), own])
+    return tape.op("MatMul", [own, tape.constant(np.ascontiguousarray(band.weights.T))])
 
 
 def center_crop(tape: Tape, value: ir.Value, step: image.CenterCrop, spec: TensorSpec) -> ir.Value:

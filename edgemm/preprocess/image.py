@@ -7,6 +7,7 @@ float32, whatever computes them in whatever order, and so is what is rounded to 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,9 @@ NV12_VIDEO = ((1.164384, 0.0, 1.596027), (1.164384, -0.391762, -0.812968), (1.16
 """The same for the range of video, Y from 16 to 235, ITU-R BT.601: over Y - 16, Cb - 128, Cr - 128."""
 
 _UNITS = 1 << 16
+
+BAND = 32
+"""Pixels of a resized row that are computed in one product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +115,12 @@ class Resize:
         """Returns `[B, height, width, C]` in the dtype that went in."""
         whole = batch.dtype == np.uint8
         height, width = self.sizes(batch.shape[1], batch.shape[2])
-        columns = weights(batch.shape[2], width, antialias=self.antialias)
-        rows = weights(batch.shape[1], height, antialias=self.antialias)
-        result = batch.transpose(0, 3, 1, 2).astype(np.float32, order="C") @ columns.T
-        result = rows @ (rounded(result).astype(np.float32) if whole else result)
+        columns = bands(batch.shape[2], width, antialias=self.antialias)
+        rows = bands(batch.shape[1], height, antialias=self.antialias)
+        result = batch.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+        result = np.concatenate([result[..., b.start : b.end] @ b.weights.T for b in columns], axis=3)
+        result = rounded(result).astype(np.float32) if whole else result
+        result = np.concatenate([b.weights @ result[..., b.start : b.end, :] for b in rows], axis=2)
         result = rounded(result) if whole else result
         return np.ascontiguousarray(result.transpose(0, 2, 3, 1))
 
@@ -341,6 +347,34 @@ def weights(size: int, wanted: int, *, antialias: bool) -> Array:
         units[units.argmax()] += _UNITS - units.sum()
         result[row, first:last] = units / _UNITS
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Some neighbouring pixels of a resized row, and what they are made of.
+
+    Attributes:
+        start: First pixel of the row that counts.
+        end: One behind the last.
+        weights: float32 `[pixels, end - start]`.
+    """
+
+    start: int
+    end: int
+    weights: Array
+
+
+@lru_cache(maxsize=32)
+def bands(size: int, wanted: int, *, antialias: bool) -> tuple[Band, ...]:
+    """Returns `weights` in parts of `BAND` rows: all else in these rows is zero, and is not multiplied."""
+    whole = weights(size, wanted, antialias=antialias)
+    result = []
+    for first in range(0, wanted, BAND):
+        rows = whole[first : first + BAND]
+        used = np.flatnonzero(rows.any(axis=0))
+        start, end = int(used[0]), int(used[-1]) + 1
+        result.append(Band(start, end, np.ascontiguousarray(rows[:, start:end])))
+    return tuple(result)
 
 
 def nv12_weights(step: Nv12ToRgb) -> Array:

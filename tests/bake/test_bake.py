@@ -147,7 +147,7 @@ def test_steps_stay_float() -> None:
         bake(net(64), [InputSteps("image", raw, parse([{"resize": {"size": [64, 64]}}, "to_chw"]))])
     )
     marked = {str(n.name) for n in graph.model.graph if PREPROCESS in n.metadata_props}
-    assert [n.op_type for n in graph.model.graph if n.name in marked].count("MatMul") == 2
+    assert [n.op_type for n in graph.model.graph if n.name in marked].count("MatMul") == 4
     stages = partition(graph)
     rows = [{n: a[i] for n, a in feed(raw, 4).items()} for i in range(4)]
     plan = plan_quantization(stages, collect(stages, graph.io, rows, "minmax"))
