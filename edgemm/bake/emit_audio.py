@@ -22,7 +22,7 @@ def pcm(tape: Tape, value: ir.Value, step: audio.Pcm, spec: TensorSpec) -> ir.Va
     value = tape.cast(value)
     if spec.dtype == "uint8":
         value = tape.op("Sub", [value, tape.constant(128.0)])
-    return tape.op("Mul", [value, tape.constant(1 / audio.FULL_SCALE[spec.dtype])])
+    return tape.op("Mul", [value, tape.constant(step.scale(spec.dtype))])
 
 
 def mono(tape: Tape, value: ir.Value, step: audio.Mono, spec: TensorSpec) -> ir.Value:

@@ -22,11 +22,26 @@ FULL_SCALE = {"uint8": 128, "int8": 128, "int16": 1 << 15, "int32": 1 << 31}
 
 @dataclass(frozen=True, slots=True)
 class Pcm:
-    """Integer samples (int16, int32, int8, or uint8 around 128) to float32 from -1 to 1: int16 over 32768."""
+    """Integer samples (int16, int32, int8, or uint8 around 128) to float32 from -1 to 1: int16 over 32768.
+
+    Attributes:
+        bits: Bits of a sample where the dtype has more: 24 in int32, or 16 in int32 for TensorRT, which takes no
+            int16. None: all of the dtype.
+    """
+
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the bits."""
+        expect(self.bits is None or 8 <= self.bits <= 32, self, "bits", "8 to 32")
+
+    def scale(self, dtype: str) -> float:
+        """Returns what samples of `dtype` are multiplied with, once 128 is taken from uint8."""
+        return 1 / FULL_SCALE[dtype] if self.bits is None else 2.0 ** (1 - self.bits)
 
     def apply(self, batch: np.ndarray) -> np.ndarray:
         """Returns `batch` as float32 from -1 to 1, in its own shape."""
-        scale = np.float32(1 / FULL_SCALE[batch.dtype.name])
+        scale = np.float32(self.scale(batch.dtype.name))
         middle = np.float32(128 if batch.dtype == np.uint8 else 0)
         return np.asarray((batch.astype(np.float32) - middle) * scale)
 
@@ -34,6 +49,8 @@ class Pcm:
         """Returns float32 of the same shape."""
         if spec.dtype not in FULL_SCALE:
             raise refuse(self, spec, f"samples of {', '.join(FULL_SCALE)}", "leave the step out for float samples")
+        if self.bits is not None and 2 ** (self.bits - 1) > FULL_SCALE[spec.dtype]:
+            raise refuse(self, spec, f"samples of {self.bits} bits", "leave `bits` out, or say the dtype in `raw`")
         return TensorSpec(spec.name, "float32", spec.shape)
 
 

@@ -261,6 +261,9 @@ def test_pcm_of_every_width() -> None:
     assert Pcm().apply(np.array([[-32768, 0, 16384]], np.int16)).tolist() == [[-1, 0, 0.5]]
     assert Pcm().apply(np.array([[0, 128, 192]], np.uint8)).tolist() == [[-1, 0, 0.5]]
     assert Pcm().apply(np.array([[-(1 << 31), 1 << 30]], np.int32)).tolist() == [[-1, 0.5]]
+    assert Pcm(bits=24).apply(np.array([[-(1 << 23), 1 << 22]], np.int32)).tolist() == [[-1, 0.5]]
+    sixteen = np.array([[-32768, 77, 32767]], np.int16)
+    assert np.array_equal(Pcm(bits=16).apply(sixteen.astype(np.int32)), Pcm().apply(sixteen))
 
 
 def test_channels_are_averaged_and_lengths_fitted() -> None:
@@ -329,6 +332,7 @@ def test_json_keeps_every_option() -> None:
     ("step", "spec", "said"),
     [
         (Pcm(), TensorSpec("a", "float32", ("batch", 9)), "expected samples of uint8"),
+        (Pcm(bits=24), TensorSpec("a", "int16", ("batch", 9)), "expected samples of 24 bits"),
         (Mono(), TensorSpec("a", "float32", ("batch", 9)), r"\[batch, samples, channels\]"),
         (Resample(48000, 16000), TensorSpec("a", "int16", ("batch", 9)), "float32 waves"),
         (LogMel(RATE, 40, 400, 160), TensorSpec("a", "float32", ("batch", 200)), "at least 201 samples"),
