@@ -17,6 +17,7 @@ VERBS = {
     "convert": "edgemm.cli.convert:convert",
     "plan": "edgemm.cli.plan:plan",
     "recipe": "edgemm.cli.recipe:recipe",
+    "calib": "edgemm.cli.calib:calib",
     "inspect": "edgemm.cli.inspect:inspect",
     "build": "edgemm.cli.build:build",
     "run": "edgemm.cli.run:run",

@@ -94,8 +94,9 @@ class ArchiveSamples(ReaderSource):
             known = [e for e, n in counts.items() if n == usual and _readable(e) and e not in taken]
             rules = {_named(e, known): Rule(_named(e, known), (e,)) for e in known} | rules
         if not rules:
+            found = ", ".join(sorted(counts)) or "nothing"
             raise DataError(
-                f"{description.origin}: no extension that is known (found: {', '.join(sorted(counts)) or 'nothing'}).",
+                f"{description.origin}: no extension that is known (found: {found}).",
                 hint="say which files are which input: inputs: {image: {extension: jpg}}",
             )
         super().__init__(description.origin, rules)
