@@ -50,7 +50,7 @@ def list_recipes(folder: Path, as_json: bool) -> None:
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
     value = row[column]
-    text = ", ".join(value) if isinstance(value, list) else value or "-"
+    text = (", ".join(value) if isinstance(value, list) else value) or "-"
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1].rstrip()}…"
     return f"{text} (synthetic)" if column == "data" and row["synthetic"] else text
 

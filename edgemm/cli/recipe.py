@@ -13,6 +13,8 @@ from edgemm.errors import did_you_mean
 VERBS = {
     "list": "edgemm.cli._recipe_list:list_recipes",
     "show": "edgemm.cli._recipe_list:show",
+    "init": "edgemm.cli._recipe_init:init",
+    "check": "edgemm.cli._recipe_check:check",
     "schema": "edgemm.cli._recipe_list:schema",
 }
 

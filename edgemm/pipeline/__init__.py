@@ -78,7 +78,7 @@ def convert(
     check_output(output, force=force)
     check_metric(recipe.evaluate, recipe.data.label)
     check_fills(recipe)
-    targets = _targets(recipe)
+    targets = targets_of(recipe)
     with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
         manifest, files = _convert(recipe, targets, Path(folder), progress, clock)
         return ConvertResult(output, write_bundle(output, manifest, files, force=force))
@@ -153,7 +153,7 @@ _REMEDY = "give another target, --target cpu for example, or take what it names 
 _REMEDY_FLOAT = "use --precision auto or fp16 with calibration samples (--calib)"
 
 
-def _targets(recipe: Recipe) -> tuple[Target, ...]:
+def targets_of(recipe: Recipe) -> tuple[Target, ...]:
     """Returns what the bundle is made for.
 
     Raises:

@@ -102,13 +102,13 @@ def meant(loc: tuple[str | int, ...]) -> str:
     name = str(loc[-1])
     section = section_at(loc[:-1])
     here = list(section.model_fields) if section is not None else []
-    close = get_close_matches(name, here, n=1)
-    if close:
-        return f"did you mean '{close[0]}'?"
     elsewhere: dict[str, str] = {}
     for known in every_field():
         elsewhere.setdefault(known.key, known.name)
-    close = get_close_matches(name, list(elsewhere), n=1, cutoff=0.8)
-    if close:
+    if name in elsewhere:
+        return f"did you mean '{elsewhere[name]}'?"
+    if close := get_close_matches(name, here, n=1):
+        return f"did you mean '{close[0]}'?"
+    if close := get_close_matches(name, list(elsewhere), n=1, cutoff=0.8):
         return f"did you mean '{elsewhere[close[0]]}'?"
     return f"fields here: {', '.join(here)}" if here else "take it out"

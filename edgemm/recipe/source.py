@@ -81,11 +81,8 @@ def parse_text(text: str, origin: str) -> RecipeText:
     Raises:
         RecipeError: It is no YAML mapping.
     """
-    loader = yaml.SafeLoader(text)
     try:
-        root = loader.get_single_node()
-        duplicates = tuple(_duplicates(root, (), ()))
-        fields = loader.construct_document(root) if root is not None else None  # resolves `<<` in the nodes, too
+        root, duplicates, fields = _parse(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}:{mark.column + 1}" if mark is not None else origin
@@ -93,8 +90,6 @@ def parse_text(text: str, origin: str) -> RecipeText:
         raise RecipeError(
             f"{where}: no readable YAML: {what}.", hint="a recipe is a YAML mapping of sections"
         ) from error
-    finally:
-        loader.dispose()
     if root is None or not isinstance(fields, dict):
         raise RecipeError(
             f"{origin}: got a {type(fields).__name__}, expected a mapping of sections.",
@@ -104,6 +99,17 @@ def parse_text(text: str, origin: str) -> RecipeText:
     values: dict[Loc, Place] = {}
     _note_places(root, (), keys, values, ())
     return RecipeText(origin, fields, keys, values, duplicates)
+
+
+def _parse(text: str) -> tuple[yaml.Node | None, tuple[Duplicate, ...], Any]:
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        duplicates = tuple(_duplicates(root, (), ()))
+        # Constructing resolves `<<` in the nodes, too.
+        return root, duplicates, loader.construct_document(root) if root is not None else None
+    finally:
+        loader.dispose()
 
 
 def _place(node: yaml.Node) -> Place:

@@ -44,7 +44,7 @@ def commented_yaml(
 ) -> str:
     """Returns YAML with `fields` live; everything else is commented out, with its default and description.
 
-    Taking away the `#` right in front of a name makes it live.
+    Taking away the `#` at the start of a line makes its field live.
 
     Args:
         fields: Nested sections.

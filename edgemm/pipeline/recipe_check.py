@@ -1,0 +1,227 @@
+"""A recipe held against its model and samples: what names an input, a modality or a node must find one.
+
+The steps are those of `convert` up to the first measurement. Each says what is wrong as a `Problem` with its line;
+a step that needs what an earlier one did not give is left out.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgemm.data.reader import is_reference
+from edgemm.errors import EdgemmError, did_you_mean
+from edgemm.export.request import ExportResult
+from edgemm.metrics import choose_output
+from edgemm.partition import StageGraph, partition
+from edgemm.pipeline import targets_of
+from edgemm.pipeline.exporting import export
+from edgemm.pipeline.missing import check_cuts, check_fills, check_policy, find_cuts
+from edgemm.pipeline.preprocessing import NONE, Preprocessing, bake_preprocessing, read_preprocessing
+from edgemm.pipeline.progress import Clock, Progress
+from edgemm.pipeline.scoring import check_metric
+from edgemm.pipeline.splits import Splits, open_splits
+from edgemm.quant.ruled import find_ruled
+from edgemm.recipe import Recipe
+from edgemm.recipe.problems import Problem, dotted, in_order
+from edgemm.recipe.source import Loc, RecipeText
+from edgemm.rewrite.pipeline import rewrite
+from edgemm.tensors import IOSpec
+
+_BY_MODALITY = ("optional", "window", "max_age", "offset")
+"""Fields of `stream` whose keys are modalities."""
+
+
+def check_names(
+    recipe: Recipe, text: RecipeText, progress: Progress, *, run_code: bool = False
+) -> tuple[list[Problem], list[str]]:
+    """Returns what is wrong with a recipe and its model and samples, and notes on what was opened.
+
+    Args:
+        recipe: Valid, its paths resolved.
+        text: As it was written, for lines and columns.
+        progress: Told about every step.
+        run_code: Also open what runs code: factories, pickles, readers and metrics of the user.
+    """
+    job = _Check(recipe, text, progress, run_code)
+    with tempfile.TemporaryDirectory(prefix="edgemm-check-") as folder:
+        job.run(Path(folder))
+    return in_order(job.problems), job.notes
+
+
+@dataclass(slots=True)
+class _Check:
+    recipe: Recipe
+    text: RecipeText
+    progress: Progress
+    run_code: bool
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, folder: Path) -> None:
+        recipe = self.recipe
+        if self.may_run(recipe.evaluate.metric, "the metric"):
+            with self.told(("evaluate", "metric")):
+                check_metric(recipe.evaluate, recipe.data.label)
+        with self.told(("stream",)):
+            check_fills(recipe)
+        with self.told(("target",)):
+            targets_of(recipe)
+        splits = self.samples()
+        front = NONE
+        with self.told(("inputs",)):
+            front = read_preprocessing(recipe, splits.any)
+        exported = self.exported(splits, folder)
+        if exported is None:
+            return
+        io = exported.graph.io
+        self.names(io)
+        self.arrays(splits, io, front)
+        with self.told(("inputs",)):
+            exported, front = bake_preprocessing(exported, front, splits.any, self.progress)
+        graph, _ = rewrite(exported.graph)
+        self.against(partition(graph), graph.io)
+
+    def may_run(self, reference: str | None, what: str) -> bool:
+        """Returns whether something may be opened; notes it where that would run code and may not."""
+        if reference is None or not is_reference(reference) or self.run_code:
+            return True
+        self.notes.append(f"{what} is not opened: it runs code (--run-code)")
+        return False
+
+    def samples(self) -> Splits:
+        data = self.recipe.data
+        for key, reference in (("calib", data.calib), ("eval", data.eval)):
+            if not self.may_run(reference, f"data.{key}"):
+                return Splits(None, None)
+        with self.told(("data",)):
+            return open_splits(data)
+        return Splits(None, None)
+
+    def exported(self, splits: Splits, folder: Path) -> ExportResult | None:
+        """Returns the exported model, without what the recipe says of inputs and states that it has not."""
+        model, recipe = self.recipe.model, self.recipe
+        if (model.factory is not None or model.allow_pickle) and not self.run_code:
+            self.notes.append("the model is not opened: its factory or pickle runs code (--run-code)")
+            return None
+        while True:
+            try:
+                return export(recipe, splits.any, folder, self.progress, Clock())
+            except EdgemmError as error:
+                problem, loc = self.located(error, ("model", "path"))
+                self.problems.append(problem)
+                key = str(loc[1]) if len(loc) > 1 else ""
+                sections: dict[str, Mapping[str, Any]] = {"inputs": recipe.inputs, "states": recipe.states}
+                if loc[0] not in sections or key not in sections[str(loc[0])]:
+                    return None
+                rest = {k: v for k, v in sections[str(loc[0])].items() if k != key}
+                recipe = recipe.model_copy(update={str(loc[0]): rest})
+
+    def names(self, io: IOSpec) -> None:
+        """Tells every name of an input or modality that the model has not."""
+        raw = {s.source for s in self.recipe.inputs.values() if s.source is not None}
+        inputs = [*(i.name for i in io.inputs), *raw]
+        self.known(("inputs",), self.recipe.inputs, inputs, "input")
+        modalities = io.modality_names()
+        stream = self.recipe.stream
+        for name in _BY_MODALITY:
+            keys = getattr(stream, name)
+            self.known(("stream", name), keys if isinstance(keys, Mapping) else (), modalities, "modality")
+        if isinstance(stream.trigger, str) and stream.trigger not in (*modalities, "any"):
+            self.unknown(("stream", "trigger"), stream.trigger, [*modalities, "any"], "modality")
+        for number, name in enumerate(self.recipe.missing.learn):
+            if name not in modalities:
+                self.unknown(("missing", "learn", number), name, modalities, "modality")
+        if self.recipe.evaluate.output is not None:
+            with self.told(("evaluate", "output")):
+                choose_output(io, self.recipe.evaluate.output)
+
+    def arrays(self, splits: Splits, io: IOSpec, front: Preprocessing) -> None:
+        """Tells every input that the samples have no array for."""
+        raw = {way.input: way.raw.name for way in (*front.baked, *front.host)}
+        for key, source in (("calib", splits.calib), ("eval", splits.held_out)):
+            for spec in io.feed_inputs if source is not None else ():
+                name = raw.get(spec.name, spec.name)
+                if source is not None and name not in source.names:
+                    self.unknown(("data", key), name, source.names, "array", f" for input '{spec.name}'")
+
+    def against(self, stages: StageGraph, io: IOSpec) -> None:
+        """Tells rules that match nothing, sizes of no dimension, and what streams cannot have."""
+        for number, rule in enumerate(self.recipe.quantize.rules):
+            with self.told(("quantize", "rules", number)):
+                find_ruled((rule,), stages)
+        symbols = dict.fromkeys(d for i in io.inputs for d in i.shape if isinstance(d, str))
+        places = [f"{i.name}:{axis}" for i in io.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)]
+        inside = [d for s in stages.stages for i in s.inputs for d in i.shape if isinstance(d, str)]
+        for number, one in enumerate(self.recipe.profiles):
+            at: Loc = ("profiles", number) if isinstance(self.text.fields.get("profiles"), list) else ("profiles",)
+            self.known(at, one, [*symbols, *places, *inside], "dynamic dimension")
+        if not self.problems:
+            with self.told(("stream",)):
+                check_policy(self.recipe, io)
+                check_cuts(self.recipe, find_cuts(stages, io), io)
+        modalities = ", ".join(io.modality_names())
+        self.notes.append(f"modalities {modalities}; stages {', '.join(s.name for s in stages.stages)}")
+
+    # -- problems ----------------------------------------------------------------------------------------------
+
+    def known(self, loc: Loc, names: Iterable[str], known: Iterable[str], what: str) -> None:
+        for name in names:
+            if name not in known and not self.has((*loc, name)):
+                self.unknown((*loc, name), name, known, what)
+
+    def has(self, loc: Loc) -> bool:
+        return any(p.field == dotted(loc) for p in self.problems)
+
+    def unknown(self, loc: Loc, name: str, known: Iterable[str], what: str, why: str = "") -> None:
+        names = list(dict.fromkeys(known))
+        owner = "in these samples" if what == "array" else "in this model"
+        message = f"there is no {what} '{name}'{why} {owner} (it has {', '.join(names) or 'none'})"
+        hint = did_you_mean(name, names, "take it out, or give one of these names")
+        self.problems.append(Problem(self.text.origin, dotted(loc), message, hint, self.text.place(loc, key=True)))
+
+    @contextmanager
+    def told(self, loc: Loc) -> Iterator[None]:
+        """Turns an error into a problem; it is about `loc` unless its text says about what."""
+        try:
+            yield
+        except EdgemmError as error:
+            self.problems.append(self.located(error, loc)[0])
+
+    def located(self, error: EdgemmError, otherwise: Loc) -> tuple[Problem, Loc]:
+        """Returns the problem of an error, and the field that it is about."""
+        message = str(error).rstrip(".")
+        loc = otherwise
+        begin = re.match(r"([a-z]\w*(?:\.[\w-]+)+):? ", message)
+        if begin is not None and otherwise[:2] != ("quantize", "rules"):
+            named = tuple(begin.group(1).split("."))
+            loc = named if named in self.text.keys else loc
+        elif begin is not None:
+            message = message[begin.end() :]
+        option = re.match(r"--(\w+) (\S+?)(?:=\S+)?: ", message)
+        if option is not None:
+            message = message[option.end() :]
+        if loc == otherwise:
+            quoted = [option.group(2)] if option is not None else []
+            quoted += re.findall(r"'([^']+)'", message)
+            loc = next((found for name in quoted for found in self.spots(name)), loc)
+        message = message.removeprefix(f"{dotted(loc)}: ")
+        return Problem(self.text.origin, dotted(loc), message, error.hint, self.text.place(loc)), loc
+
+    def spots(self, name: str) -> Iterator[Loc]:
+        """Yields the fields below inputs, states, data, evaluate and model that are called or say `name`."""
+
+        def walk(value: Any, loc: Loc) -> Iterator[Loc]:
+            if loc and (loc[-1] == name or value == name):
+                yield loc
+            for key, inner in value.items() if isinstance(value, Mapping) else ():
+                yield from walk(inner, (*loc, key))
+
+        for section in ("inputs", "states", "evaluate", "data", "model"):
+            for key, value in (self.text.fields.get(section) or {}).items():
+                yield from walk(value, (section, key))
