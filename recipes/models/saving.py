@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def save_program(model: nn.Module, sample: Mapping[str, np.ndarray], path: Path)
     batch = torch.export.Dim("batch", min=1)
     inputs = {name: torch.from_numpy(rows[:2]) for name, rows in sample.items()}
     shapes = {name: {0: batch} for name in inputs}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The tensor attribute")  # views of a recurrent layer's weights
         program = torch.export.export(model.eval(), (), kwargs=inputs, dynamic_shapes=shapes)
     with replacing(path) as temporary:
         torch.export.save(program, temporary)
