@@ -45,6 +45,8 @@ class Intake:
             sample = {part.inputs[0].name: sample}
         arrays = {}
         for name, array in sample.items():
+            if isinstance(array, str):
+                array = np.array(array)
             if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
                 spec = part.input(name)
                 array = np.array(array, order="C")
