@@ -194,7 +194,7 @@ def sample(data: str, output: Path, force: bool, as_json: bool, **options: Any) 
     arrays = gather(samples, choice.indices)
     content = npz_bytes(arrays)
     told = card(arrays, content, facts)
-    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True).encode()
+    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, default_flow_style=None).encode()
     write_file(output, lambda file: _write(file, content), force=force)
     write_file(beside, lambda file: _write(file, text), force=force)
     if as_json:
