@@ -7,6 +7,7 @@
       engines/<variant>/<stage>.<key>.engine, .engine.json   built from it on a device; can be built again
       plans/<variant>.json           every quantization decision with its rule and reason
       missing/<variant>/<modality>-*.npy   what stands for a modality without a sample
+      heads/<name>.onnx              other heads, for sets without some modalities
       cache/                         what a device makes for itself; not verified, never trusted
 
 `manifest` says what a bundle holds, `codec` turns that into JSON and back, `store` writes, reads and verifies
@@ -23,6 +24,7 @@ from edgemm.bundle.manifest import (
     MANIFEST,
     SCHEMA,
     EngineEntry,
+    HeadEntry,
     Manifest,
     StageEntry,
     StandIn,
@@ -37,6 +39,7 @@ __all__ = [
     "MANIFEST",
     "SCHEMA",
     "EngineEntry",
+    "HeadEntry",
     "Manifest",
     "Schedule",
     "StageEntry",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgemm.bundle.manifest import CACHE, MANIFEST, EngineEntry, Manifest, StandIn, Variant
+from edgemm.bundle.manifest import CACHE, MANIFEST, EngineEntry, HeadEntry, Manifest, StandIn, Variant
 from edgemm.errors import BundleError
 
 MAX_FILES = 10_000
@@ -62,6 +62,9 @@ def check_consistent(manifest: Manifest) -> None:
         _check_variant(manifest, variant)
     for stand_in in manifest.stand_ins:
         _check_stand_in(manifest, stand_in)
+    _check_unique("head", (h.name for h in manifest.heads))
+    for head in manifest.heads:
+        _check_head(manifest, head)
 
 
 def _check_variant(manifest: Manifest, variant: Variant) -> None:
@@ -111,6 +114,20 @@ def _check_stand_in(manifest: Manifest, stand_in: StandIn) -> None:
             raise BundleError(f"{where}: there is no tensor '{name}'.", hint=_HINT)
         if isinstance(entry, str) and entry not in manifest.files:
             raise BundleError(f"{where}: its file '{entry}' is not in the bundle.", hint=_HINT)
+
+
+def _check_head(manifest: Manifest, head: HeadEntry) -> None:
+    known = {i.name for i in manifest.io.inputs} | {o.name for s in manifest.stages for o in s.outputs}
+    for what, names, there in (
+        ("modality", head.modalities, set(manifest.io.modality_names())),
+        ("variant", head.variants, {v.name for v in manifest.variants}),
+        ("tensor", head.inputs, known),
+        ("file", (head.file,), manifest.files),
+    ):
+        if strange := [name for name in names if name not in there]:
+            raise BundleError(f"head '{head.name}': there is no {what} '{strange[0]}'.", hint=_HINT)
+    if lacking := [o.name for o in manifest.io.result_outputs if o.name not in head.outputs]:
+        raise BundleError(f"head '{head.name}': it does not give the output '{lacking[0]}'.", hint=_HINT)
 
 
 def _check_options(engine: EngineEntry, where: str) -> None:

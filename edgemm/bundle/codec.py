@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgemm.bundle.manifest import FORMAT, SCHEMA, EngineEntry, Manifest, StageEntry, StandIn, Variant
+from edgemm.bundle.manifest import FORMAT, SCHEMA, EngineEntry, HeadEntry, Manifest, StageEntry, StandIn, Variant
 from edgemm.bundle.schedule import Schedule
 from edgemm.errors import BundleError
 from edgemm.tensors import IOSpec, StateSpec, TensorSpec
@@ -74,6 +74,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "variants": [_variant_to_json(v) for v in manifest.variants],
         **({"stream": stream} if stream else {}),
         **({"stand_ins": stand_ins} if stand_ins else {}),
+        **({"heads": [_head_to_json(h) for h in manifest.heads]} if manifest.heads else {}),
         **({"preprocess": preprocess} if preprocess else {}),
         "info": plain(manifest.info, "info"),
         "files": plain(manifest.files, "files"),
@@ -112,6 +113,7 @@ def manifest_from_json(data: object) -> Manifest:
         schema=schema,
         stream=_get(top, "stream", dict, "") if "stream" in top else {},
         stand_ins=_each(top, "stand_ins", "", _stand_in_from_json) if "stand_ins" in top else (),
+        heads=_each(top, "heads", "", _head_from_json) if "heads" in top else (),
         preprocess=_each(top, "preprocess", "", lambda value, where: _kind(value, dict, where))
         if "preprocess" in top
         else (),
@@ -201,6 +203,21 @@ def _stand_in_to_json(stand_in: StandIn) -> dict[str, Any]:
         "fill": stand_in.fill,
         "arrays": plain(stand_in.arrays, f"{where}.arrays"),
     } | ({"variant": stand_in.variant} if stand_in.variant else {})
+
+
+_HEAD_LISTS = ("modalities", "inputs", "outputs", "variants")
+
+
+def _head_to_json(head: HeadEntry) -> dict[str, Any]:
+    lists = {name: list(getattr(head, name)) for name in _HEAD_LISTS}
+    return {"name": head.name, "file": head.file, "backend": head.backend, **lists}
+
+
+def _head_from_json(value: object, where: str) -> HeadEntry:
+    data = _kind(value, dict, where)
+    lists = {name: _strings(data, name, where) for name in _HEAD_LISTS}
+    name, file, backend = (_get(data, key, str, where) for key in ("name", "file", "backend"))
+    return HeadEntry(name=name, file=file, backend=backend, **lists)
 
 
 def _stage_from_json(value: object, where: str) -> StageEntry:

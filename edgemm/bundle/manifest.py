@@ -128,6 +128,29 @@ class StandIn:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadEntry:
+    """Another head for the model, for sets that lack a modality that it does not take: the fill `head:NAME`.
+
+    Attributes:
+        name: Unique in the bundle.
+        modalities: Those whose encoders it reads from.
+        file: Path of its engine below the bundle.
+        inputs: Outputs of encoders, or inputs of the model, that it takes.
+        outputs: Results of the model that it gives: all of them.
+        backend: What runs it, a name in `edgemm.runtime.registry`.
+        variants: Those whose encoders give what it was trained on.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    backend: str
+    variants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What is in a bundle.
 
@@ -145,6 +168,7 @@ class Manifest:
         schema: Version of the structure, `SCHEMA` for what this edgemm writes.
         stream: Fields of `edgemm.runtime.stream_policy.StreamPolicy` that the recipe sets: defaults of streams.
         stand_ins: For modalities without a sample.
+        heads: For sets without some modalities.
         preprocess: Steps that run on the host, `edgemm.preprocess.front.InputSteps` as JSON: a session takes raw
             arrays in the place of inputs of `io`.
     """
@@ -160,6 +184,7 @@ class Manifest:
     schema: int = SCHEMA
     stream: Mapping[str, Any] = field(default_factory=dict)
     stand_ins: tuple[StandIn, ...] = ()
+    heads: tuple[HeadEntry, ...] = ()
     preprocess: tuple[Mapping[str, Any], ...] = ()
 
     @property

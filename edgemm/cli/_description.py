@@ -56,6 +56,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "preprocess": info.get("preprocess", {}),
         "stream": data.get("stream", {}),
         "stand_ins": data.get("stand_ins", []),
+        "heads": data.get("heads", []),
         **{key: info.get(key) for key in ("model", "dynamic", "parity", "data", "float_size_bytes", "tools")},
         "notes": [
             *info.get("notes", []),

@@ -215,7 +215,8 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     if options["no_cache"]:
         fields["quantize"]["cache"] = False
     top = {key: options[key] for key in ("layout", "engine", "threads") if options[key] is not None}
-    missing = {"learn": options.get("learn_missing"), "report": options.get("modality_report")}
+    heads = dict(pair("--head", text, "NAME=MODEL") for text in options.get("heads") or ())
+    missing = {"learn": options.get("learn_missing"), "heads": heads, "report": options.get("modality_report")}
     if any(missing.values()):
         fields["missing"] = {key: value for key, value in missing.items() if value}
     if options["target"]:

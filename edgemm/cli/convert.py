@@ -41,6 +41,14 @@ Examples:
     "Not for models with states.",
 )
 @click.option(
+    "--head",
+    "heads",
+    multiple=True,
+    metavar="NAME=MODEL",
+    help="Ship another head, repeatable: a trained model that takes what some encoders give, for streams that "
+    "fill the other modalities with head:NAME.",
+)
+@click.option(
     "--modality-report",
     is_flag=True,
     help="Score what ships with every subset of the modalities and every fill, on the evaluation samples.",

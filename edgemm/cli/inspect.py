@@ -186,6 +186,9 @@ def _streams(report: Mapping[str, Any]) -> list[str]:
     for modality, kinds in fills.items():
         texts = [f"{fill} ({', '.join(variants)})" if variants else fill for fill, variants in kinds.items()]
         lines.append(f"missing  {modality}: {', '.join(texts)}")
+    for head in report.get("heads", ()):
+        variants = ", ".join(head["variants"]) or "no variant"
+        lines.append(f"head     {head['name']}: from {', '.join(head['modalities'])} alone ({variants})")
     return lines
 
 

@@ -32,6 +32,7 @@ from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.preprocessing import bake_preprocessing, read_preprocessing, shipped
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
+from edgemm.pipeline.rates import check_rates
 from edgemm.pipeline.result import ConvertResult
 from edgemm.pipeline.saved_plan import open_plan
 from edgemm.pipeline.scoring import check_metric
@@ -100,13 +101,14 @@ def _convert(
         given, recipe = recipe, front.resolved(recipe, splits.any, folder)
         splits = replace(splits, calib=front.for_graph(splits.calib), held_out=front.for_graph(splits.held_out))
     check_policy(recipe, exported.graph.io)
+    check_rates(given, exported.graph.io)
     with clock("partition"):
         graph, _ = rewrite(exported.graph)
         stages = partition(graph)
     progress.step("partition", _stages_line(stages))
     find_ruled(recipe.quantize.rules, stages)  # a rule that matches nothing is said before anything is measured
     check_cuts(recipe, find_cuts(stages, graph.io), graph.io)
-    notes = [*exported.notes, *front.notes, *stages.notes]
+    notes = [*exported.notes, *front.notes, *stages.notes, *_layout_notes(recipe, stages)]
     with clock("data"):
         splits = divide(splits, recipe.data, graph.io, notes.append)
     for note in notes:
@@ -144,7 +146,8 @@ def _convert(
         gaps = Filler(recipe, stages, splits, bench, progress).fill(variants, files)
         stream = kept_policy(recipe, gaps)
     outcome = replace(outcome, notes=(*outcome.notes, *gaps.notes))
-    manifest = front.described(replace(manifest, stream=stream, stand_ins=tuple(gaps.stand_ins)))
+    manifest = replace(manifest, stream=stream, stand_ins=tuple(gaps.stand_ins), heads=tuple(gaps.heads))
+    manifest = front.described(manifest)
     files |= gaps.files | front.files()
     return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files
 
@@ -212,10 +215,26 @@ def _layouts(recipe: Recipe, graph: ExportedGraph, stages: StageGraph) -> tuple[
     """
     if recipe.layout == "whole":
         return (whole(graph, stages),)
-    cut = recipe.layout == "staged" or (recipe.layout == "auto" and bool(behind_wanted(recipe)))
+    cut = recipe.layout == "staged" or (recipe.layout == "auto" and bool(_behind(recipe)))
     if cut or len(stages.stages) < 2:
         return (staged(stages),)
     return staged(stages), whole(graph, stages)
+
+
+def _behind(recipe: Recipe) -> tuple[str, ...]:
+    """Returns modalities and heads that the recipe wants something for behind an encoder."""
+    return (*behind_wanted(recipe), *(f"head '{name}'" for name in recipe.missing.heads))
+
+
+def _layout_notes(recipe: Recipe, stages: StageGraph) -> tuple[str, ...]:
+    """Returns what a wish for something behind an encoder costs."""
+    wanted = _behind(recipe)
+    if recipe.layout != "auto" or not wanted or len(stages.stages) < 2:
+        return ()
+    return (
+        f"one engine per stage, for what goes in behind the encoders ({', '.join(wanted)}); one engine for all, "
+        "which is faster for small models, was not tried: --layout both ships it beside the stages",
+    )
 
 
 def _export_line(exported: ExportResult) -> str:

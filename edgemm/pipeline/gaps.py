@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from edgemm.bundle import Variant
 from edgemm.data import Blank
@@ -13,6 +16,7 @@ from edgemm.partition import StageGraph
 from edgemm.pipeline import candidates as make
 from edgemm.pipeline.candidates import Candidate, Workbench
 from edgemm.pipeline.engines import EngineKind
+from edgemm.pipeline.heads import embed, fits, make_head
 from edgemm.pipeline.learn import Known, learn
 from edgemm.pipeline.missing import Cut, Encoders, Gaps, Rows, add_blanks, add_means, find_cuts
 from edgemm.pipeline.modalities import report_files, report_modalities
@@ -22,6 +26,8 @@ from edgemm.pipeline.splits import Splits
 from edgemm.quant.plan import FLOAT
 from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
+from edgemm.runtime.heads import OpenHead
+from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import SessionOptions
 from edgemm.runtime.stand_ins import StandIns
 
@@ -51,6 +57,7 @@ class Filler:
         self._bench = bench
         self._progress = progress
         self._cuts = find_cuts(stages, bench.io)
+        self._head_files: dict[str, Path] = {}
 
     def fill(self, variants: Sequence[Variant], files: Mapping[str, bytes | Path]) -> Gaps:
         """Returns what goes into the bundle.
@@ -70,6 +77,7 @@ class Filler:
         if self._splits.calibration is not None:
             for variant in staged:
                 self._behind(variant, engines)
+            self._heads(staged, engines)
         if self._recipe.missing.report and self._splits.evaluation is not None:
             self._report(variants, engines)
         for note in self.gaps.notes:
@@ -109,6 +117,40 @@ class Filler:
             elif modality in means:
                 self._learn(variant, engines, encoders, modality)
 
+    def _heads(self, staged: Sequence[Variant], engines: Mapping[str, Path]) -> None:
+        """Adds other heads, for the variants whose encoders give what they were trained on."""
+        recipe, bench, calibration = self._recipe, self._bench, self._splits.calibration
+        assert calibration is not None
+        if not recipe.missing.heads:
+            return
+
+        def embedded(variant: Variant, files: Mapping[str, Path]) -> dict[str, np.ndarray]:
+            options = SessionOptions(threads=recipe.threads)
+            encoders = Encoders(bench.io, variant, files, options, recipe.evaluate.batch)
+            return embed(bench.io, self._cuts.values(), encoders, calibration)
+
+        floats = self._float_stages()
+        given = embedded(floats.variant, floats.files)
+        own = {v.name: embedded(v, engines) for v in staged if not _on_gpu(v)}
+        for name, model in recipe.missing.heads.items():
+            head = make_head(name, model, bench.io, self._cuts, given, bench.folder)
+            variants = tuple(v for v, embeddings in own.items() if fits(head.entry, embeddings, given))
+            entry = replace(head.entry, variants=variants)
+            self.gaps.heads.append(entry)
+            self.gaps.files[entry.file] = head.file.read_bytes()
+            self._head_files[name] = head.file
+            self._progress.step("missing", f"head '{name}' for sets of {', '.join(entry.modalities)} alone")
+            if left := [v.name for v in staged if v.name not in variants]:
+                self.gaps.notes.append(
+                    f"head '{name}' is not for {', '.join(left)}: its encoders give something else than the float "
+                    "ones, or run elsewhere"
+                )
+
+    def _float_stages(self) -> Candidate:
+        """Returns every stage in float as an engine of its own."""
+        kinds = (EngineKind(),) * len(self._stages.stages)
+        return make.build(FLOAT_STAGES, make.staged(self._stages), make.float_models, kinds, self._bench.folder)
+
     def _learn(self, variant: Variant, engines: Mapping[str, Path], encoders: Encoders, modality: str) -> None:
         """Adds a trained value, if it is better than the mean; says so either way."""
         splits, gaps = self._splits, self.gaps
@@ -145,8 +187,7 @@ class Filler:
         """Adds the accuracy for every subset of the modalities, of float and of what ships."""
         splits, recipe, bench = self._splits, self._recipe, self._bench
         assert splits.evaluation is not None
-        kinds = (EngineKind(),) * len(self._stages.stages)
-        floats = make.build(FLOAT_STAGES, make.staged(self._stages), make.float_models, kinds, bench.folder)
+        floats = self._float_stages()
         beside = Gaps(rows=dict(self.gaps.rows))
         if splits.calibration is not None:
             options = SessionOptions(threads=recipe.threads)
@@ -172,6 +213,8 @@ class Filler:
         self.gaps.files.update(report_files(report))
         self._progress.step("modalities", f"{len(report['rows'])} cases on {report['samples']} evaluation samples")
         for opened in sessions.values():
+            for open_head in opened.stand_ins.heads.values():
+                open_head.close()
             bench.close_one(opened)
 
     def _open(self, variant: Variant, engines: Mapping[str, Path]) -> FusionSession:
@@ -179,7 +222,13 @@ class Filler:
         return self._with_rows(self._bench.open(Candidate(variant, files)), self.gaps.of(variant.name))
 
     def _with_rows(self, session: FusionSession, rows: Mapping[tuple[str, str], Rows]) -> FusionSession:
-        session.stand_ins = StandIns(session.manifest, session.variant, rows)
+        name, files = session.variant.name, self._head_files
+        heads = {
+            entry.name: OpenHead(entry, session_class(entry.backend)(files[entry.name], SessionOptions()))
+            for entry in self.gaps.heads
+            if name in (FLOAT_STAGES, *entry.variants)
+        }
+        session.stand_ins = StandIns(session.manifest, session.variant, rows, heads)
         return session
 
 

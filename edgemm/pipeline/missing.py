@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle import StandIn, Variant
+from edgemm.bundle import HeadEntry, StandIn, Variant
 from edgemm.data import BlankValues, Samples, thinned
 from edgemm.data.blanks import ZEROS
-from edgemm.errors import DataError, RecipeError
+from edgemm.errors import DataError, RecipeError, did_you_mean
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.silence import Silence
 from edgemm.quant.chain import OpenStage, fed, feeds
 from edgemm.recipe import Recipe
+from edgemm.runtime.heads import head_name
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import SessionOptions
 from edgemm.runtime.stand_ins import BEHIND, has_batch
@@ -83,12 +84,14 @@ class Gaps:
         files: Path in the bundle -> bytes.
         rows: (variant, modality, fill) -> tensor -> row; the variant is empty where it does not matter.
         notes: What people should know.
+        heads: As the manifest lists them.
     """
 
     stand_ins: list[StandIn] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     rows: dict[tuple[str, str, str], Rows] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    heads: list[HeadEntry] = field(default_factory=list)
 
     def add(self, modality: str, fill: str, rows: Rows, variant: str = "") -> None:
         """Adds a stand-in: numbers to the manifest, rows as files."""
@@ -118,8 +121,13 @@ def check_fills(recipe: Recipe) -> None:
         RecipeError: A stream is to be filled with what is not trained, or something is to be trained for a model
             with states.
     """
-    learn = recipe.missing.learn
+    learn, heads = recipe.missing.learn, recipe.missing.heads
     for modality, fill in (recipe.stream.optional or {}).items():
+        if (head := head_name(fill)) is not None and head not in heads:
+            raise RecipeError(
+                f"stream: optional: the fill of '{modality}' is '{fill}', which missing.heads does not have.",
+                hint=did_you_mean(head, heads, f"add --head {head}=MODEL (missing.heads in a recipe)"),
+            )
         if fill == LEARNED and modality not in learn:
             raise RecipeError(
                 f"stream: optional: the fill of '{modality}' is 'learned', and missing.learn does not have it.",
@@ -168,6 +176,22 @@ def check_policy(recipe: Recipe, io: IOSpec) -> None:
             unknown = io.no_modality("missing.learn", modality)
             raise RecipeError(str(unknown), hint=unknown.hint)
     wanted = behind_wanted(recipe)
+    heads = tuple(recipe.missing.heads)
+    if heads and io.states:
+        raise RecipeError(
+            f"missing.heads: '{heads[0]}' cannot stand in: the model keeps states, which would be lost.",
+            hint="leave it out, and use another fill: mean, last, zeros, constant:VALUE or blank",
+        )
+    if heads and recipe.layout == "whole":
+        raise RecipeError(
+            f"missing.heads: '{heads[0]}' goes in behind the encoders; the layout 'whole' has one engine.",
+            hint="use --layout staged",
+        )
+    if heads and recipe.data.calib is None:
+        raise RecipeError(
+            f"missing.heads: '{heads[0]}' is checked with calibration samples, and there are none.",
+            hint="give some with --calib",
+        )
     if wanted and recipe.data.calib is None:
         raise RecipeError(
             f"what stands for '{wanted[0]}' is computed from calibration samples, and there are none.",

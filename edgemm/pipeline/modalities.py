@@ -23,7 +23,8 @@ from edgemm.quant.chain import fed, feeds
 from edgemm.recipe.schema import EvaluateSection
 from edgemm.runtime.cache import StageCache
 from edgemm.runtime.fusion import FusionSession
-from edgemm.runtime.stand_ins import STORED, Placed
+from edgemm.runtime.heads import HEAD
+from edgemm.runtime.stand_ins import STORED, Behind, Placed
 from edgemm.runtime.stream_policy import inputs_of
 from edgemm.tensors import Feed, IOSpec
 
@@ -115,6 +116,10 @@ def find_cases(session: FusionSession) -> tuple[Case, ...]:
                 placed = [stand_ins.find(m, fill) for m in missing]
                 if all(p is not None for p in placed) and not all(map(_is_zeros, placed)):
                     cases.append(Case(missing, fill))
+    for name, head in stand_ins.heads.items():
+        missing = tuple(m for m in names if m not in head.entry.modalities)
+        if missing and all(stand_ins.find(m, f"{HEAD}:{name}") is not None for m in missing):
+            cases.append(Case(missing, f"{HEAD}:{name}"))
     return tuple(cases)
 
 
@@ -210,12 +215,12 @@ class _Runner:
         """Returns every result over all samples, first axis = sample."""
         return {name: concatenate_rows(parts) for name, parts in self._parts[case].items()}
 
-    def _values(self, case: Case, feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, Mapping[str, np.ndarray]]]:
+    def _values(self, case: Case, feed: Feed) -> tuple[dict[str, np.ndarray], Behind]:
         """Returns the feed of a case, and the outputs of engines that do not run."""
         io = self._session.io
         count = fed(feed, io)
         values = dict(feed)
-        behind: dict[str, Mapping[str, np.ndarray]] = {}
+        behind: Behind = {}
         sizes = io.sizes(feed)
         for modality in case.missing:
             placed = self._session.stand_ins.find(modality, case.fill)
@@ -223,7 +228,7 @@ class _Runner:
                 values |= {i.name: np.zeros_like(feed[i.name]) for i in inputs_of(io, modality)}
                 continue
             values |= placed.feed(io, modality, sizes, count)
-            behind |= placed.behind(io, count)
+            behind = {**behind, **placed.behind(io, count)}
         return values, behind
 
 
@@ -251,7 +256,8 @@ def _place(io: IOSpec, missing: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def _order(fill: str) -> int:
-    return ("", ZEROS, *STORED).index(fill)
+    known = ("", ZEROS, *STORED)
+    return known.index(fill) if fill in known else len(known)
 
 
 def _without(missing: tuple[str, ...]) -> str:

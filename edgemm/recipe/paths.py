@@ -31,6 +31,8 @@ def path_in(loc: Loc, value: Any) -> tuple[str, str] | None:
         return None
     if len(loc) == 3 and (loc[0], loc[2]) == ("inputs", "blank"):
         return (value, "") if value.endswith(".npy") else None
+    if len(loc) == 3 and loc[:2] == ("missing", "heads"):
+        return value, ""
     if len(loc) == 6 and (loc[0], loc[2]) == ("inputs", "preprocess"):
         return value, ""
     if loc not in FILES:
@@ -80,6 +82,10 @@ def _candidates(fields: Mapping[str, Any]) -> Iterator[tuple[Loc, Any]]:
         part = fields.get(section)
         if isinstance(part, Mapping) and key in part:
             yield (section, key), part[key]
+    missing = fields.get("missing")
+    heads = missing.get("heads") if isinstance(missing, Mapping) else None
+    for name, value in heads.items() if isinstance(heads, Mapping) else ():
+        yield ("missing", "heads", name), value
     inputs = fields.get("inputs")
     for name, part in inputs.items() if isinstance(inputs, Mapping) else ():
         if isinstance(part, Mapping) and "blank" in part:

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from edgemm.data import Blank
 from edgemm.errors import DataError, EdgemmError, did_you_mean
 from edgemm.preprocess.registry import parse
-from edgemm.runtime.stand_ins import HEAD, STORED
+from edgemm.profiling.budget import parse_budget
+from edgemm.runtime.heads import head_name
+from edgemm.runtime.stand_ins import STORED
 from edgemm.runtime.stream_policy import FILLS, Drop
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
@@ -80,6 +82,9 @@ class InputSection(Section):
     modality: str | None = Field(default=None, description="Modality that this input belongs to.")
     shape: tuple[int | str, ...] | None = Field(default=None, description="Sizes, or names of symbolic ones.")
     dtype: str = Field(default="float32", description="numpy dtype name.")
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Samples a second that its sensor gives, in hertz; `edgemm profile` paces by it."
+    )
     blank: str | None = Field(
         default=None,
         description="What it gives when its sensor is silent: zeros, mean, silence:LEVEL (noise of that standard "
@@ -228,8 +233,8 @@ class QuantizeSection(Section):
     cache: bool = Field(default=True, description="Keep measurements, so that a search that was stopped goes on.")
     rules: tuple[QuantizeRule, ...] = Field(
         default=(),
-        description="Precision by hand: [{match: {modality: image, op: Conv*}, precision: float}]. Of several that "
-        "match a node the last counts; one that matches nothing is an error.",
+        description="Precision by hand: [{match: {modality: image, op: Conv*}, precision: float}]. Of several for "
+        "a node the last counts; one that matches nothing is an error.",
     )
 
     @model_validator(mode="after")
@@ -260,7 +265,8 @@ class StreamSection(Section):
     optional: dict[str, str] | None = Field(
         default=None,
         description="Modality -> what goes in where it has no sample: last, zeros, constant:VALUE, blank (what "
-        "inputs.NAME.blank says), mean (of what its encoder gives), learned (missing.learn), fail.",
+        "inputs.NAME.blank says), mean (of what its encoder gives), learned (missing.learn), "
+        "head:NAME (missing.heads), fail.",
     )
     window: Seconds | dict[str, Seconds] | None = Field(
         default=None, description="Most seconds between a set and a sample of it; one number, or by modality."
@@ -285,8 +291,8 @@ class StreamSection(Section):
     def _known_fills(cls, value: dict[str, str] | None) -> dict[str, str] | None:
         for modality, fill in (value or {}).items():
             kind, _, number = fill.partition(":")
-            if kind == HEAD:
-                raise ValueError(f"the fill '{fill}' of '{modality}': alternative heads are not supported yet")
+            if head_name(fill) is not None:
+                continue
             if kind == "constant":
                 try:
                     float(number)
@@ -315,10 +321,55 @@ class MissingSection(Section):
         "it is kept where it is better than the mean on samples that it was not trained on; not for models "
         "with states.",
     )
+    heads: dict[str, Path] = Field(
+        default_factory=dict,
+        description="Name -> a trained model that takes what the encoders of some modalities give and gives what "
+        "the model gives: the fill head:NAME of the other modalities. Its inputs are called after the modalities.",
+    )
     report: bool = Field(
         default=False,
         description="Score what ships with every subset of the modalities and every fill: report/modalities.json.",
     )
+
+
+class ProfileSection(Section):
+    """How `edgemm profile` measures the bundle, where its options do not say; read on the device, too."""
+
+    runs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Measured runs, in each mode.")
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="How long to measure each mode, in seconds; default: 3."
+    )
+    warmup: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="Runs before the measured ones; default: until the times are steady."
+    )
+    rates: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
+        default=None, description="Modality -> hertz: paced runs, too; default: inputs.NAME.rate. {}: none."
+    )
+    cached: tuple[str, ...] = Field(
+        default=(), description="Modalities that do not change in a further mode, so that their encoders rest."
+    )
+    reset_every: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Forget the kept states before every N-th run; default: never."
+    )
+    budget: str | None = Field(
+        default=None, description="What must be kept, else exit code 2: p99<30ms,memory<500MB,paced.missed<1%."
+    )
+
+    @field_validator("budget")
+    @classmethod
+    def _known_budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_budget(value)
+            except EdgemmError as error:
+                raise ValueError(f"{str(error).removesuffix('.')} ({error.hint})") from error
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ProfileSection:
+        if self.runs is not None and self.seconds is not None:
+            raise ValueError("runs and seconds: give one of them")
+        return self
 
 
 class Recipe(Section):
@@ -334,6 +385,7 @@ class Recipe(Section):
     quantize: QuantizeSection = QuantizeSection()
     stream: StreamSection = StreamSection()
     missing: MissingSection = MissingSection()
+    profile: ProfileSection = ProfileSection()
     target: tuple[str, ...] = Field(
         default=("cpu",),
         min_length=1,

@@ -30,6 +30,7 @@ import numpy as np
 from edgemm.errors import DataError, did_you_mean
 from edgemm.runtime.cache_gauge import Gauge, comparing_cost, same_bytes
 from edgemm.runtime.chain import Step
+from edgemm.runtime.heads import OpenHead
 from edgemm.runtime.schedule import Chain
 from edgemm.runtime.stand_ins import Behind
 from edgemm.runtime.state import StateStore
@@ -218,7 +219,7 @@ class StageCache:
                     size += outputs.nbytes
                 else:
                     not_kept += self._keepable[at]
-            for name in level.done:
+            for name in level.done if not behind else ():  # a head may read them later
                 del values[name]
         for name in self._copied:
             if isinstance(values[name], np.ndarray):
@@ -239,7 +240,10 @@ class StageCache:
         step, gauge = self._steps[at], self._gauge
         if behind and step.name in behind:  # its states stay as they are
             instead = behind[step.name]
-            arrays = tuple([instead[n] if n in instead else values[self._state_of[n]] for n in step.outputs])
+            if isinstance(instead, OpenHead):
+                arrays = instead(values, step.outputs)
+            else:
+                arrays = tuple([instead[n] if n in instead else values[self._state_of[n]] for n in step.outputs])
         elif gauge is None:
             arrays = tuple(step.run(step.given(values)))
         else:

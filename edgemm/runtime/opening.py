@@ -41,6 +41,7 @@ from edgemm.runtime.choice import (
 )
 from edgemm.runtime.fusion import FusionSession
 from edgemm.runtime.gate import check_limit
+from edgemm.runtime.heads import open_heads
 from edgemm.runtime.raw import load_raw
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.schedule import SEQUENTIAL, Chain, divide, kept_schedule, open_lanes
@@ -235,7 +236,10 @@ def _open_candidate(
     else:
         session = _open_chain(folder, manifest, stages, stages.engines, options, whole=variant)
         engines = (*stages.engines, *engines)
-    session.stand_ins = load_stand_ins(folder, manifest, session.variant)
+    with _given_back([session]):
+        heads, own = open_heads(folder, manifest, session.variant, replace(options, spinning=False))
+        session._engines += own  # it closes them
+        session.stand_ins = load_stand_ins(folder, manifest, session.variant, heads)
     session.raw = load_raw(folder, manifest)
     opened = tuple(e.file for e in engines)
     session.choice = Choice(variant.name, candidate.backend, candidate.build, opened)
@@ -334,7 +338,7 @@ def _open_engines(
 
 
 @contextmanager
-def _given_back(engines: Sequence[EngineSession]) -> Iterator[None]:
+def _given_back(engines: Sequence[EngineSession | FusionSession]) -> Iterator[None]:
     """Closes the engines if anything fails."""
     try:
         yield

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgemm.bundle import Manifest, StandIn, Variant
 from edgemm.errors import BundleError
+from edgemm.runtime.heads import HEAD, Instead, OpenHead, head_name, place_head
 from edgemm.tensors import Dim, IOSpec, TensorSpec
 
 STORED = ("blank", "mean", "learned")
@@ -22,11 +23,9 @@ STORED = ("blank", "mean", "learned")
 BEHIND = ("mean", "learned")
 """Those that go in behind an encoder."""
 
-HEAD = "head"
-"""The fill `head:NAME`, another head for the rest of the modalities, which no bundle holds yet."""
-
-Behind = Mapping[str, Mapping[str, np.ndarray]]
-"""Engine that does not run -> output -> what it is instead. A state that is not among these stays as it was."""
+Behind = Instead
+"""Engine that does not run -> output -> what it is instead, or the head that gives it. A state that is not among
+the outputs stays as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,13 @@ class Placed:
         inputs: Input -> one row (without the batch axis), or a number without axes that all of it is.
         engines: Engine that does not run -> output -> one row.
         specs: Tensor -> what it is, of those in `engines`.
+        heads: Of another head: what becomes of each engine that does not run.
     """
 
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
-    engines: Behind = field(default_factory=dict)
+    engines: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     specs: Mapping[str, TensorSpec] = field(default_factory=dict)
+    heads: Instead = field(default_factory=dict)
 
     def feed(self, io: IOSpec, modality: str, sizes: Mapping[str, int], batch: int = 1) -> dict[str, np.ndarray]:
         """Returns the inputs of the modality; where nothing reads one, zeros of any size.
@@ -66,25 +67,35 @@ class Placed:
 
     def behind(self, io: IOSpec, batch: int = 1) -> Behind:
         """Returns the outputs of engines that do not run, for so many samples."""
-        return {
+        rows = {
             engine: {name: batched(self.specs[name], row, io.batch, batch) for name, row in outputs.items()}
             for engine, outputs in self.engines.items()
         }
+        return {**rows, **self.heads}
 
 
 class StandIns:
     """The stand-ins of one variant."""
 
     def __init__(
-        self, manifest: Manifest, variant: Variant, found: Mapping[tuple[str, str], Mapping[str, np.ndarray]]
+        self,
+        manifest: Manifest,
+        variant: Variant,
+        found: Mapping[tuple[str, str], Mapping[str, np.ndarray]],
+        heads: Mapping[str, OpenHead] | None = None,
     ) -> None:
-        """Places `found`, (modality, fill) -> tensor -> row, as far as the variant's engines allow it."""
+        """Places `found`, (modality, fill) -> tensor -> row, and heads, as far as the variant's engines allow."""
         self._layout = variant.layout
+        self.heads: Mapping[str, OpenHead] = heads or {}
         self._placed: dict[tuple[str, str], Placed] = {}
         for key, arrays in found.items():
             placed = _place(manifest, variant, arrays)
             if placed is not None:
                 self._placed[key] = placed
+        for name, head in self.heads.items():
+            for modality in manifest.io.modality_names():
+                if (instead := place_head(manifest, variant, head, modality)) is not None:
+                    self._placed[modality, f"{HEAD}:{name}"] = Placed(heads=instead)
 
     def find(self, modality: str, fill: str) -> Placed | None:
         """Returns the stand-in, None where there is none."""
@@ -92,7 +103,7 @@ class StandIns:
 
     def fills(self, modality: str) -> tuple[str, ...]:
         """Returns what there is for a modality."""
-        return tuple(fill for fill in STORED if (modality, fill) in self._placed)
+        return tuple(fill for (of, fill) in self._placed if of == modality)
 
     def refuse(self, modality: str, fill: str, others: str) -> BundleError:
         """Returns what to say where there is none.
@@ -108,8 +119,8 @@ class StandIns:
             why = f"convert with --learn-missing {modality}"
         elif fill == "mean":
             why = "convert with calibration samples (--calib)"
-        elif fill.partition(":")[0] == HEAD:
-            why = "alternative heads are not supported yet"
+        elif (head := head_name(fill)) is not None:
+            why = f"convert with --head {head}=MODEL, a head that does not take '{modality}', and --layout staged"
         else:
             why = f"convert with --blank INPUT=WHAT for the inputs of '{modality}'"
         return BundleError(
@@ -118,8 +129,10 @@ class StandIns:
         )
 
 
-def load_stand_ins(folder: Path, manifest: Manifest, variant: Variant) -> StandIns:
-    """Returns the stand-ins of a bundle, whose files are verified, for one of its variants.
+def load_stand_ins(
+    folder: Path, manifest: Manifest, variant: Variant, heads: Mapping[str, OpenHead] | None = None
+) -> StandIns:
+    """Returns the stand-ins of a bundle, whose files are verified, for one of its variants; `heads` fit it.
 
     Raises:
         BundleError: A file holds no array, or none that fits its tensor.
@@ -133,7 +146,7 @@ def load_stand_ins(folder: Path, manifest: Manifest, variant: Variant) -> StandI
                 name: _load(folder, entry, specs[name], value, manifest.io.batch, whole=name not in inputs)
                 for name, value in entry.arrays.items()
             }
-    return StandIns(manifest, variant, found)
+    return StandIns(manifest, variant, found, heads)
 
 
 def batched(spec: TensorSpec, row: np.ndarray, batch_dim: Dim | None, batch: int) -> np.ndarray:

@@ -30,16 +30,13 @@ from edgemm.runtime.cache import CacheInfo
 from edgemm.runtime.state import restore, snapshot
 from edgemm.runtime.stream_intake import Intake
 from edgemm.runtime.stream_policy import StreamPolicy, is_number
-from edgemm.runtime.stream_result import Result, StreamCounters, make_result, report
+from edgemm.runtime.stream_result import Result, StreamCounters, make_result, report, what_ran
 from edgemm.runtime.stream_sync import JUMP, Sample, SampleSet, Synchronizer
 from edgemm.tensors import Feed
 
 if TYPE_CHECKING:
     from edgemm.runtime.fusion import FusionSession
     from edgemm.runtime.stream_async import Front
-
-_FILL = -1
-"""Stands for the number of a sample where a fixed value went in."""
 
 
 class Stream:
@@ -67,7 +64,7 @@ class Stream:
         self._raw, self._elapsed = clock(), 0.0
         self._sync = Synchronizer(io.modality_names(), policy, self._raw)
         self._cache = session.new_cache("marks")
-        self._tokens: dict[str, int] = {}
+        self._tokens: dict[str, int | tuple[str, ...]] = {}
         self._changed = threading.Condition()
         self._turn = threading.Lock()
         self._pushes = self._results = self._failed = self._callback_errors = 0
@@ -308,19 +305,18 @@ class Stream:
 
     def _run(self, found: SampleSet) -> Result:
         """Runs a set; `_turn` is held."""
-        tokens = {m: s.number if s is not None else _FILL for m, s in found.samples.items()}
+        tokens = {m: s.number if s is not None else found.filled for m, s in found.samples.items()}
         try:
             with self._session.entered():  # one bundle for all of it
                 feed, behind = self._intake.feed(found, self.policy, self._session.stand_ins)
                 marks = {m for m, token in tokens.items() if self._tokens.get(m) != token}
                 outputs = self._session.run_cached(self._cache, feed, marks, behind)
-                cached = tuple(n for n in self._cache.reused if n not in behind)
-                encoded = tuple(n for n in self._cache.names if n not in cached and n not in behind)
+                engines = what_ran(self._cache, behind)
         except BaseException:
             self._failed += 1
             raise
         self._tokens = tokens
-        result = make_result(found, self.policy, outputs, (encoded, cached), self._clock(), self._results)
+        result = make_result(found, self.policy, outputs, engines, self._clock(), self._results)
         self._results += 1
         return result
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgemm.errors import DataError
+from edgemm.runtime.heads import HEAD, OpenHead, choose_head, head_name
 from edgemm.runtime.raw import RawFeeds
 from edgemm.runtime.stand_ins import Behind, StandIns
 from edgemm.runtime.stream_policy import StreamPolicy, fill_value, inputs_of
@@ -78,13 +79,17 @@ class Intake:
             The feed, and the outputs of engines that do not run, since something stands for their outputs.
         """
         feed: dict[str, np.ndarray] = {}
-        behind: dict[str, Mapping[str, np.ndarray]] = {}
+        behind: dict[str, Mapping[str, np.ndarray] | OpenHead] = {}
         for sample in found.samples.values():
             if sample is not None:
                 feed.update(sample.arrays)
         sizes = self._io.sizes(feed)
-        for modality in found.filled:
-            fill, like = policy.fill(modality), self.newest.get(modality)
+        fills = {m: policy.fill(m) for m in found.filled}
+        head = choose_head(fills, stand_ins.heads)
+        for modality, fill in fills.items():
+            like = self.newest.get(modality)
+            if head_name(fill) is not None:
+                fill = f"{HEAD}:{head}"
             placed = stand_ins.find(modality, fill) if isinstance(fill, str) else None
             if placed is None:
                 feed.update(fill_value(self._io, modality, fill, like, sizes))

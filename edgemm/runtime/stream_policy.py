@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from edgemm.errors import BundleError, DataError, did_you_mean
-from edgemm.runtime.stand_ins import HEAD, STORED, StandIns
+from edgemm.runtime.heads import head_name
+from edgemm.runtime.stand_ins import STORED, StandIns
 from edgemm.tensors import IOSpec, TensorSpec
 
 Drop = Literal["keep-newest", "drop-oldest", "block"]
@@ -33,8 +34,9 @@ class StreamPolicy:
         optional: Modality -> what goes in where no sample fits: `"last"`, the newest one, however old; `"zeros"`;
             `"constant:0.5"`; an array, or a dict of arrays by input, without the batch axis; of the bundle
             `"blank"`, a sample of a silent sensor, `"mean"`, the mean of what its encoder gives, or `"learned"`, a
-            trained value of that, both without running the encoder; `"fail"`, the default of modalities that are
-            not listed: there is no set then.
+            trained value of that, both without running the encoder; `"head:NAME"`, another head of the bundle in
+            the place of the fusion head; `"fail"`, the default of modalities that are not listed: there is no set
+            then.
         window: Most time between the set and a sample, before or after; of the samples within, the nearest is
             taken. One number, or by modality. A modality without a window goes in with the newest sample that was
             captured no later than the set's time.
@@ -191,7 +193,7 @@ def _check_fill(
     specs = inputs_of(io, modality)
     if isinstance(fill, str):
         kind, _, number = fill.partition(":")
-        if fill in STORED or kind == HEAD:
+        if fill in STORED or head_name(fill) is not None:
             _check_stored(io, modality, fill, required, stand_ins)
             return
         if kind == "constant":

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgemm.runtime.cache import StageCache
+from edgemm.runtime.heads import HEAD, OpenHead
+from edgemm.runtime.stand_ins import Behind
 from edgemm.runtime.stream_policy import StreamPolicy
 from edgemm.runtime.stream_sync import Counters, SampleSet
 
@@ -23,7 +26,7 @@ class Result:
         time: Of the set: corrected capture time of the sample that triggered it, the tick, or when `infer` asked.
         ages: Modality -> seconds from the capture of its sample to `time`, negative for a later one in the window;
             None where a value went in.
-        encoded: Engines that ran, the fusion head among them.
+        encoded: Engines that ran, the fusion head among them, or another one as `"head:NAME"`.
         cached: Engines whose outputs were those of an earlier set. Engines in neither did not run, since what the
             bundle holds for a modality without a sample stood for their outputs.
         stale: Modalities that went in with a sample older than the window or `max_age` allow.
@@ -78,6 +81,24 @@ def report(error: Exception, on_error: Callable[[Exception], object] | None) -> 
         except Exception as another:
             error = another
     _log.error("stream: %s", error, exc_info=error)
+
+
+def what_ran(cache: StageCache, behind: Behind) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the engines that ran in the last call through `cache`, and those that were reused.
+
+    Args:
+        cache: Of the stream.
+        behind: Engines that did not run, and what was there instead.
+    """
+    cached = tuple(name for name in cache.reused if name not in behind)
+    heads = {
+        f"{HEAD}:{b.entry.name}": name in cache.reused for name, b in behind.items() if isinstance(b, OpenHead)
+    }
+    encoded = tuple(name for name in cache.names if name not in cached and name not in behind)
+    return (
+        (*encoded, *(head for head, kept in heads.items() if not kept)),
+        (*cached, *(head for head, kept in heads.items() if kept)),
+    )
 
 
 def make_result(

@@ -149,7 +149,6 @@ def test_a_stream_policy_is_what_the_runtime_takes() -> None:
         ({"trigger": 0}, r"stream\.trigger"),
         ({"optional": {"audio": "meen"}}, "'audio' is 'meen', expected one of fail, last, zeros"),
         ({"optional": {"audio": "constant:x"}}, "expected constant:VALUE"),
-        ({"optional": {"audio": "head:image"}}, "alternative heads are not supported yet"),
         ({"window": float("inf")}, r"stream\.window"),
         ({"max_age": {"audio": -1}}, r"stream\.max_age"),
         ({"queue": 0}, r"stream\.queue"),

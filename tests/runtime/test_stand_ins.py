@@ -210,7 +210,7 @@ def test_one_engine_for_all_has_no_place_behind_an_encoder(make_bundle: MakeBund
     [
         ("mean", "--calib"),
         ("learned", "--learn-missing image"),
-        ("head:audio_only", "not supported yet"),
+        ("head:audio_only", "--head audio_only=MODEL"),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_is(session: FusionSession, fill: str, hint: str) -> None:
