@@ -109,6 +109,7 @@ Examples:
 )
 @further_options
 @presenting_options
+@click.option("--no-recipe", is_flag=True, help="Leave out what the bundle's recipe says of profiling.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the text.")
 def profile(file: Path, as_json: bool, **options: Any) -> None:
@@ -118,16 +119,19 @@ def profile(file: Path, as_json: bool, **options: Any) -> None:
     without a pause, after some that are not counted: until the times are steady. --rate and --cached measure
     further modes. A percentile is shown only when there are enough runs for it. A state is kept from run to run;
     one that grows (a key-value cache) makes later runs slower, and --reset-every holds it short.
+    What a bundle's recipe says in `profile` and as rates of inputs stands in for options that are not given.
     docs/latency-report.md explains the JSON.
     """
     from edgemm.cli._output import echo_json
     from edgemm.cli._profile_layers import TOP, check_further, render_further
     from edgemm.cli._profile_present import end_if_broken, judge, read_presenting, render_budget, show_comparison
+    from edgemm.cli._profile_recipe import with_recipe
     from edgemm.cli._profile_run import measure_file
     from edgemm.cli._profile_text import render
 
     if options["runs"] and options["seconds"]:
         raise click.UsageError("give --runs or --seconds, not both.")
+    options = with_recipe(file, options)
     asked = read_presenting(options)
     check_further(options)
     if asked.against is not None:

@@ -24,6 +24,7 @@ from edgemm.pipeline.exporting import export
 from edgemm.pipeline.missing import check_cuts, check_fills, check_policy, find_cuts
 from edgemm.pipeline.preprocessing import NONE, Preprocessing, bake_preprocessing, read_preprocessing
 from edgemm.pipeline.progress import Clock, Progress
+from edgemm.pipeline.rates import check_rates
 from edgemm.pipeline.scoring import check_metric
 from edgemm.pipeline.splits import Splits, open_splits
 from edgemm.quant.ruled import find_ruled
@@ -137,6 +138,10 @@ class _Check:
         for number, name in enumerate(self.recipe.missing.learn):
             if name not in modalities:
                 self.unknown(("missing", "learn", number), name, modalities, "modality")
+        self.known(("profile", "rates"), self.recipe.profile.rates or (), modalities, "modality")
+        for number, name in enumerate(self.recipe.profile.cached):
+            if name not in modalities:
+                self.unknown(("profile", "cached", number), name, modalities, "modality")
         if self.recipe.evaluate.output is not None:
             with self.told(("evaluate", "output")):
                 choose_output(io, self.recipe.evaluate.output)
@@ -164,6 +169,7 @@ class _Check:
         if not self.problems:
             with self.told(("stream",)):
                 check_policy(self.recipe, io)
+                check_rates(self.recipe, io)
                 check_cuts(self.recipe, find_cuts(stages, io), io)
         modalities = ", ".join(io.modality_names())
         self.notes.append(f"modalities {modalities}; stages {', '.join(s.name for s in stages.stages)}")
