@@ -33,7 +33,6 @@ from edgemm.pipeline.preprocessing import bake_preprocessing, read_preprocessing
 from edgemm.pipeline.progress import Clock, Progress, Silent
 from edgemm.pipeline.provenance import measured_here, tool_versions
 from edgemm.pipeline.rates import check_rates
-from edgemm.pipeline.rates import check_rates
 from edgemm.pipeline.result import ConvertResult
 from edgemm.pipeline.saved_plan import open_plan
 from edgemm.pipeline.scoring import check_metric
@@ -102,7 +101,6 @@ def _convert(
         given, recipe = recipe, front.resolved(recipe, splits.any, folder)
         splits = replace(splits, calib=front.for_graph(splits.calib), held_out=front.for_graph(splits.held_out))
     check_policy(recipe, exported.graph.io)
-    check_rates(given, exported.graph.io)
     check_rates(given, exported.graph.io)
     with clock("partition"):
         graph, _ = rewrite(exported.graph)
