@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgemm.data.samples import Sample, Samples, has_batch_axis, locate, names_of, origin_of
+from edgemm.data.samples import Sample, Samples, has_batch_axis, locate, names_of, notes_of, origin_of
 from edgemm.errors import DataError, did_you_mean
 from edgemm.tensors import IOSpec, TensorSpec
 
@@ -149,7 +149,7 @@ def check_samples(samples: Samples, io: IOSpec, *, label: str | None, role: str 
     warnings += [
         f"{locate(samples, i)}: array '{n}' has NaN or Inf; it is not used." for n, i in odd_labels.items()
     ]
-    warnings += getattr(samples, "notes", ())
+    warnings += notes_of(samples)
     return DataReport(len(samples), names, labels, tuple(warnings), {n: s.info() for n, s in surveys.items()})
 
 

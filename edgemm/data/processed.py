@@ -65,6 +65,11 @@ class Processed:
         return self._source.origin
 
     @property
+    def source(self) -> Source:
+        """The samples that the steps read."""
+        return self._source
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The source's names, those of inputs for those of raw arrays."""
         names = self._source.names

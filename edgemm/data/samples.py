@@ -115,6 +115,14 @@ def names_of(samples: Samples) -> tuple[str, ...]:
     return tuple(samples[0]) if len(samples) else ()
 
 
+def notes_of(samples: Samples) -> tuple[str, ...]:
+    """Returns a reader's `notes`: what should be known of the data; also through `Subset` and its like."""
+    inner: object = samples
+    while inner is not None and not hasattr(inner, "notes"):
+        inner = getattr(inner, "source", None)
+    return tuple(getattr(inner, "notes", ()))
+
+
 def digest_of(samples: Samples) -> str:
     """Returns the sha256 over names, dtypes, shapes and values of every sample in order.
 

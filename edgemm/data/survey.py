@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgemm.data.embeddings import Embeddings, Encoders, encoder_embeddings, places, raw_embeddings
-from edgemm.data.samples import Samples, hash_sample, locate, names_of, origin_of, spread
+from edgemm.data.samples import Samples, hash_sample, locate, names_of, notes_of, origin_of, spread
 from edgemm.errors import DataError
 
 NEAR = 0.05
@@ -291,7 +291,7 @@ def survey(
         outlier_count=len({o.index for o in outliers}),
         compared=len(compared),
         by=embeddings.by,
-        notes=tuple(getattr(samples, "notes", ())),
+        notes=notes_of(samples),
     )
 
 

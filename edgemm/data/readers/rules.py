@@ -138,6 +138,13 @@ def _numbers(where: str, key: str, value: Any) -> tuple[float, ...]:
     return tuple(_number(where, key, v) for v in (value if isinstance(value, list) else [value]))
 
 
+def _divisors(where: str, key: str, value: Any) -> tuple[float, ...]:
+    numbers = _numbers(where, key, value)
+    if 0 in numbers:
+        raise _wrong(where, key, value, "numbers that are not 0")
+    return numbers
+
+
 def _count(where: str, key: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise _wrong(where, key, value, "a whole number above 0")
@@ -188,7 +195,7 @@ _VALUES: dict[str, Any] = {
     "layout": _one_of(*LAYOUTS),
     "scale": _number,
     "mean": _numbers,
-    "std": _numbers,
+    "std": _divisors,
     "rate": _count,
     "length": _count,
     "window": _count,

@@ -10,6 +10,9 @@ from typing import Any
 from edgemm.data.samples import Sample, digest_of
 from edgemm.errors import DataError
 
+_KEPT_BYTES = 128 * 2**20
+"""Most bytes of rows that a reader keeps: conversion reads a sample many times, and decoding it takes long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
@@ -47,6 +50,8 @@ class ReaderSource:
         self.names = tuple(names)
         self.coverage: dict[str, Coverage] = {}
         self.notes: list[str] = []
+        self._rows: dict[int, Sample] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -54,7 +59,14 @@ class ReaderSource:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._row(index)
+        row = self._rows.get(index)
+        if row is None:
+            row = self._row(index)
+            size = sum(array.nbytes for array in row.values())
+            if self._kept_bytes + size <= _KEPT_BYTES:
+                self._rows[index] = row
+                self._kept_bytes += size
+        return row
 
     def _row(self, index: int) -> Sample:
         raise NotImplementedError
