@@ -172,10 +172,17 @@ def _short(number: float | None) -> float | None:
 
 
 def _also(work: Work) -> dict[str, float | None]:
-    """Returns the metrics that the training script names in `ALSO`, of what ships, on the evaluation samples."""
+    """Returns what training noted of the float model in `also.json`, and the metrics of the script's `ALSO`.
+
+    Those of `ALSO` are of what ships, on the evaluation samples.
+    """
+    noted = work.place / "also.json"
+    scores = (
+        {name: _short(score) for name, score in json.loads(noted.read_text()).items()} if noted.exists() else {}
+    )
     script = (RECIPES / "training" / f"{work.name}.py").read_text(encoding="utf-8")
     if not re.search(r"^ALSO\b", script, re.MULTILINE):
-        return {}
+        return scores
     from importlib import import_module
 
     from edgemm.data import open_samples
@@ -184,7 +191,6 @@ def _also(work: Work) -> dict[str, float | None]:
 
     fields = read_recipe(work.name)
     samples, label = open_samples(str(work.place / "eval.npz")), fields["data"].get("label")
-    scores = {}
     with open_session(work.bundle, cache="off") as session:
         for name in import_module(f"recipes.training.{work.name}").ALSO:
             chosen = metric(str(RECIPES / name) if ".py:" in name else name)
@@ -285,7 +291,9 @@ def main(words: Sequence[str] | None = None) -> int:
     for record in records:
         if "error" in record:
             console.print(f"{record['recipe']}: {record['error']}", soft_wrap=True)
-    console.print(f"{len(names)} recipes in {(time.perf_counter() - start) / 60:.1f} minutes")
+    took = [s for r in records if "error" not in r for s in r["seconds"].values() if s is not None]
+    minutes = (time.perf_counter() - start) / 60
+    console.print(f"{len(names)} recipes in {minutes:.1f} minutes; from nothing, {sum(took) / 60:.1f}")
     return int(any("error" in record for record in records))
 
 

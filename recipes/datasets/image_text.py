@@ -74,17 +74,18 @@ def tokenizer(data_root: Path | None = None, sizes: Sizes = Sizes()) -> str:
 
 
 def _arrays(data_root: Path | None, sizes: Sizes) -> Arrays:
-    images, texts = (_folder(data_root, name) for name in (CIFAR, IMDB))
-    own = [_digest(folder) for folder in (images, texts) if folder]
+    images, texts = (own_folder(data_root, name) for name in (CIFAR, IMDB))
+    own = [digest(folder) for folder in (images, texts) if folder]
     key = f"4 {asdict(sizes)} {WORDS} {LENGTH} {own}"
     return cached_arrays("image_text", key, lambda: _build(sizes, images, texts))
 
 
-def _folder(data_root: Path | None, name: str) -> Path | None:
+def own_folder(data_root: Path | None, name: str) -> Path | None:
+    """Returns the user's folder called `name`, or None where there is none."""
     return data_root / name if data_root is not None and (data_root / name).is_dir() else None
 
 
-def _digest(folder: Path) -> tuple[str, int, int]:
+def digest(folder: Path) -> tuple[str, int, int]:
     """Returns what tells one copy from another without reading it: where, how many files, how many bytes."""
     sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
     return str(folder.resolve()), len(sizes), sum(sizes)

@@ -12,7 +12,7 @@ from torch import nn
 from recipes.datasets import image_text
 from recipes.datasets.cache import Arrays, replacing
 from recipes.models.saving import save_program
-from recipes.training.writing import first, note, save_data, tensors
+from recipes.training.writing import first, note, save_also, save_data, tensors
 
 Train = Callable[..., None]
 
@@ -35,9 +35,13 @@ def make_pairs(
     train(model, tensors(splits["train"]), epochs=1 if quick else epochs, report=note)
     for split in ("calib", "eval"):
         splits[split] = splits[split] | {"label": splits[split]["label"] @ np.array([2, 1])}
-    for without in ("", "image", "text"):
-        right = predict(model, splits["eval"], without)["logits"].argmax(1) == splits["eval"]["label"]
-        note(f"accuracy {right.mean():.2%}" + (f" without {without}" if without else ""))
+
+    def score(without: str) -> float:
+        said = predict(model, splits["eval"], without)["logits"].argmax(1)
+        return float((said == splits["eval"]["label"]).mean())
+
+    note(f"accuracy {score(''):.2%}")
+    save_also(place, {"image alone": score("text"), "text alone": score("image")})
     save_pairs(model, splits, place, image_text.tokenizer(data_root, sizes))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,13 @@ def save_data(place: Path, splits: Mapping[str, Arrays]) -> None:
 def first(arrays: Arrays, count: int) -> Arrays:
     """Returns the first `count` rows of every array."""
     return {name: array[:count] for name, array in arrays.items()}
+
+
+def save_also(place: Path, scores: Mapping[str, float]) -> None:
+    """Says other scores of the trained model and keeps them for the catalogue: `place/also.json`."""
+    for name, score in scores.items():
+        note(f"{name} {score:.2%}")
+    (place / "also.json").write_text(json.dumps(scores))
 
 
 def note(line: str) -> None:

@@ -51,3 +51,50 @@ def test_recall_counts_any_of_the_right_meaning_both_ways() -> None:
     turned = same | {"text_vector": vectors[[1, 0, 3, 2]]}
     assert metrics.recall_at_1(turned, labels) == pytest.approx(0.5)
     assert metrics.recall_at(4, turned, labels) == 1
+
+
+def test_heads_accuracy_scores_each_head_against_its_column() -> None:
+    outputs = {"image_logits": np.eye(4, 10), "weights": np.zeros((4, 5)), "sentiment_logits": np.eye(4, 2)}
+    labels = np.array([[0, 0], [1, 1], [2, 1], [0, 1]])
+    assert metrics.heads_accuracy(outputs, labels) == pytest.approx((3 / 4 + 2 / 4) / 2)
+
+
+def test_mean_iou_leaves_out_unseen_cells_and_absent_classes() -> None:
+    labels = np.array([[[0, 1], [1, -1]]])
+    said = np.array([[[0, 1], [0, 1]]])
+    logits = np.eye(4)[said].transpose(0, 3, 1, 2)
+    assert metrics.mean_iou({"logits": logits}, labels) == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert metrics.mean_iou({"logits": np.eye(4)[np.abs(labels)].transpose(0, 3, 1, 2)}, labels) == 1
+
+
+def test_slots_need_kind_and_both_ends() -> None:
+    true = np.array([[7, 0, 1, 2, 0, 3, -1], [7, 3, 4, 1, 0, 0, 0]])
+    said = np.array([[0, 1, 2, 2, 3, 1], [3, 4, 1, 0, 0, 0]])  # the first slot too long, the rest right
+    outputs = {"slot_logits": np.eye(5)[said], "intent_logits": np.eye(9)[[7, 7]]}
+    assert metrics.slot_f1(outputs, true) == pytest.approx(2 * 3 / (4 + 4))
+    assert metrics.intent_accuracy(outputs, true) == 1
+    assert metrics.frame_accuracy(outputs, true) == pytest.approx(0.5)
+    new_begin = {"slot_logits": np.eye(5)[[[1, 1, 0, 0, 0, 0]]]}
+    assert metrics.slot_f1(new_begin, np.array([[0, 1, 2, 0, 0, 0, 0]])) == 0
+
+
+def test_next_token_counts_answers_alone() -> None:
+    logits = np.eye(4)[[0, 1, 2, 3]]
+    assert metrics.next_token({"logits": logits}, np.array([-1, 1, 3, 3])) == pytest.approx(2 / 3)
+
+
+def test_bleu_against_a_value_worked_out_by_hand() -> None:
+    true = [[1, 2, 3, 4, 5, 6]]
+    assert metrics.bleu(true, true) == pytest.approx(1)
+    shares = np.array([4 / 5, 3 / 4, 2 / 3, 1 / 2])  # 1 2 3 4 9: of its n-grams
+    assert metrics.bleu([[1, 2, 3, 4, 9]], true) == pytest.approx(np.prod(shares) ** 0.25 * np.exp(1 - 6 / 5))
+    assert metrics.bleu([[9, 8, 7]], true) == 0
+
+
+def test_accuracy_under_noise_looks_at_its_own_samples() -> None:
+    outputs = {"logits": np.eye(6, 10)}
+    labels = np.array([[0, 0], [9, 1], [2, 1], [9, 2], [9, 2], [5, 2]])
+    assert metrics.digit_accuracy(outputs, labels) == pytest.approx(3 / 6)
+    assert metrics.accuracy_clean(outputs, labels) == 1
+    assert metrics.accuracy_noise_for_image(outputs, labels) == pytest.approx(1 / 2)
+    assert metrics.accuracy_noise_for_audio(outputs, labels) == pytest.approx(1 / 3)
