@@ -121,10 +121,13 @@ def test_verbs_exist() -> None:
 
 def test_options_exist() -> None:
     known = set()
-    for verb in VERBS:
-        command = cli.get_command(click.Context(cli), verb)
+    context = click.Context(cli)
+    commands = [cli.get_command(context, verb) for verb in VERBS]
+    for command in commands:
         assert command is not None
         known |= {option for parameter in command.params for option in parameter.opts}
+        if isinstance(command, click.Group):
+            commands += [command.get_command(context, verb) for verb in command.list_commands(context)]
     named = words(r"(?<![\w-])(--[a-z][a-z-]+)")
     assert named
     assert named <= known

@@ -22,6 +22,7 @@ def test_it_is_valid_and_says_what_it_shows(path: Path) -> None:
     assert recipe.data.calib is not None
     assert recipe.data.eval is not None
     assert recipe.evaluate.metric is not None
+    assert len({section.modality for section in recipe.inputs.values()} - {None}) >= 2
 
 
 def test_there_are_some() -> None:
