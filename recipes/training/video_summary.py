@@ -17,7 +17,7 @@ def make(place: Path, *, quick: bool = False) -> None:
     """Writes `model.pt2`, `calib.npz` and `eval.npz` to `place`."""
     splits = dataset.load(QUICK) if quick else dataset.load()
     model = video_summary.build()
-    video_summary.train(model, tensors(splits["train"]), epochs=4 if quick else 10, report=note)
+    video_summary.train(model, tensors(splits["train"]), epochs=8 if quick else 24, report=note)
     save_data(place, {split: _without_digits(arrays) for split, arrays in splits.items()})
     inputs = {name: splits["calib"][name] for name in ("frames", "audio")}
     save_program(model, first(inputs, 2), place / "model.pt2")
