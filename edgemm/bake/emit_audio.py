@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemm.bake.tape import Tape
-from edgemm.preprocess import audio, audio_features
+from edgemm.preprocess import audio, audio_features, kaldi
 from edgemm.tensors import TensorSpec
 
 _TO_THE_END = np.iinfo(np.int64).max
@@ -91,9 +91,7 @@ def log_mel(tape: Tape, value: ir.Value, step: audio_features.LogMel, spec: Tens
     Energies are cos² + sin²: with the filters side by side one product does the sum as well. Frequencies that no
     filter sees are left out.
     """
-    filters, basis = step.filters(), step.basis()
-    seen = filters.any(axis=0)
-    filters, basis = filters[:, seen], basis[:, seen].reshape(-1, 1, step.fft)
+    filters, basis = _seen(step.filters(), step.basis())
     if step.centre != "none":
         pads = tape.integers(0, step.fft // 2, 0, step.fft // 2)
         value = tape.op("Pad", [value, pads], mode="reflect" if step.centre == "reflect" else "constant")
@@ -112,6 +110,23 @@ def log_mel(tape: Tape, value: ir.Value, step: audio_features.LogMel, spec: Tens
     if matrix is not None:
         bands = tape.op("MatMul", [tape.constant(matrix), bands])
     return _arrange(tape, bands, step.layout)
+
+
+def kaldi_fbank(tape: Tape, value: ir.Value, step: kaldi.KaldiFbank, spec: TensorSpec) -> ir.Value:
+    """Does the same; taking the mean away and pre-emphasis are in the kernels."""
+    filters, basis = _seen(step.filters(), step.basis())
+    wave = tape.op("Unsqueeze", [value, tape.integers(1)])
+    spectra = tape.op("Conv", [wave, tape.constant(basis)], strides=[step.hop])
+    squares = tape.op("Mul", [spectra, spectra])
+    bands = tape.op("MatMul", [tape.constant(np.concatenate([filters, filters], axis=1)), squares])
+    logs = tape.op("Log", [tape.op("Max", [bands, tape.constant(kaldi.SMALLEST)])])
+    return _arrange(tape, logs, step.layout)
+
+
+def _seen(filters: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns filters `[bands, bins]` and kernels `[2 bins, 1, taps]` of the frequencies that a filter sees."""
+    seen = filters.any(axis=0)
+    return filters[:, seen], basis[:, seen].reshape(-1, 1, basis.shape[2])
 
 
 def _logarithm(tape: Tape, bands: ir.Value, step: audio_features.LogMel) -> ir.Value:

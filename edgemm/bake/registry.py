@@ -34,6 +34,7 @@ EMITTERS: Mapping[str, str] = {
     "normalize_clip": "edgemm.bake.emit_audio:normalize_clip",
     "log_mel": "edgemm.bake.emit_audio:log_mel",
     "mfcc": "edgemm.bake.emit_audio:log_mel",
+    "kaldi_fbank": "edgemm.bake.emit_audio:kaldi_fbank",
     "units": "edgemm.bake.emit_imu:units",
     "mount_axes": "edgemm.bake.emit_imu:mount_axes",
     "gravity": "edgemm.bake.emit_imu:gravity",

@@ -33,6 +33,7 @@ STEPS: Mapping[str, str] = {
     "normalize_clip": "edgemm.preprocess.audio:NormalizeClip",
     "log_mel": "edgemm.preprocess.audio_features:LogMel",
     "mfcc": "edgemm.preprocess.audio_features:Mfcc",
+    "kaldi_fbank": "edgemm.preprocess.kaldi:KaldiFbank",
     "units": "edgemm.preprocess.imu:Units",
     "mount_axes": "edgemm.preprocess.imu:MountAxes",
     "gravity": "edgemm.preprocess.imu:Gravity",

@@ -93,6 +93,21 @@ def mel_filters(
     return np.asarray(filters)
 
 
+def kaldi_filters(bands: int, fft: int, rate: int, limits: tuple[float, float]) -> Array:
+    """Returns filters `[bands, fft // 2 + 1]`, float64: triangles over mels, as Kaldi's `MelBanks` has them.
+
+    Those of `mel_filters` are triangles over hertz. The last frequency, half of the rate, is in none of them.
+    """
+    low, high = 1127 * np.log(1 + np.array(limits, np.float64) / 700)
+    edges = np.linspace(low, high, bands + 2)
+    bins = 1127 * np.log(1 + np.arange(fft // 2 + 1) * (rate / fft) / 700)
+    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
+    filters = np.maximum(0, np.minimum(rise, fall))
+    filters[:, -1] = 0
+    return np.asarray(filters)
+
+
 def dct(coefficients: int, bands: int) -> Array:
     """Returns `[coefficients, bands]`: first rows of the orthonormal DCT-II (`scipy.fft.dct(norm="ortho")`)."""
     angles = np.pi / bands * np.outer(np.arange(coefficients), np.arange(bands) + 0.5)

@@ -7,6 +7,7 @@ import pytest
 from edgemm.preprocess import output_of, run
 from edgemm.preprocess.audio import FitLength, Mono, NormalizeClip, Pcm, PreEmphasis, Resample
 from edgemm.preprocess.audio_features import LogMel, Mfcc
+from edgemm.preprocess.kaldi import KaldiFbank
 from edgemm.preprocess.step import Step
 from edgemm.tensors import TensorSpec
 from tests.bake.step_graph import OPSETS, bake_alone, run_baked
@@ -47,6 +48,8 @@ CHAINS: dict[str, tuple[Step, ...]] = {
         LogMel(22050, 64, 512, 352, power=1, unit="db", window_size=400, window="hamming", centre="none"),
         NormalizeClip(by="peak"),
     ),
+    "kaldi": (Pcm(), KaldiFbank(22050)),
+    "kaldi for AST": (Pcm(), KaldiFbank(22050, 128, layout="channel_mel_time", gain=1.0, window="hann")),
     "linear": (Pcm(), NormalizeClip(), LogMel(22050, 40, 512, 200, unit="none", high=4000, layout="time_mel")),
     "down by a whole number": (Pcm(), Resample(48000, 16000)),
     "up by a whole number": (Pcm(), Resample(22050, 44100)),

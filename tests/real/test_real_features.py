@@ -8,6 +8,7 @@ import pytest
 from edgemm.preprocess import run
 from edgemm.preprocess.audio import PreEmphasis, Resample
 from edgemm.preprocess.audio_features import LogMel, Mfcc
+from edgemm.preprocess.kaldi import KaldiFbank
 from edgemm.preprocess.text import Tokenize
 
 pytestmark = pytest.mark.slow
@@ -80,6 +81,16 @@ def test_log_mel_is_whispers(words: np.ndarray) -> None:
     made = (run(steps, padded) + 4) / 4
     assert made.shape == wanted.shape == (3, 80, 3000)
     assert np.abs(made - wanted).max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values:UserWarning")  # as AST has it
+def test_kaldis_filter_banks_are_those_of_the_audio_spectrogram_transformer(words: np.ndarray) -> None:
+    transformers = pytest.importorskip("transformers")
+    extractor = transformers.ASTFeatureExtractor(max_length=98, do_normalize=False)
+    wanted = extractor(list(words), sampling_rate=RATE, return_tensors="np").input_values
+    made = KaldiFbank(bands=128, gain=1.0, window="hann").apply(words)
+    assert made.shape == wanted.shape == (3, 98, 128)
+    assert np.abs(made - wanted).max() < 1e-3
 
 
 def test_tokens_of_minilm_are_those_of_its_tokenizer() -> None:
