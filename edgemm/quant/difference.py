@@ -321,6 +321,12 @@ def _feed(side: Side, sample: Sample) -> dict[str, np.ndarray]:
     return make_feed(io, [sample])
 
 
+def _made(side: Side, sample: Sample) -> dict[str, np.ndarray]:
+    """Returns what the graph takes of a sample: steps on the host have run."""
+    feed = _feed(side, sample)
+    return feed if side.session.raw is None else side.session.raw(feed)
+
+
 def _compare_layers(a: Side, b: Side, samples: Samples, tell: Progress) -> tuple[Layer, ...]:
     assert a.graph is not None
     assert b.graph is not None
@@ -344,7 +350,7 @@ def _compare_layers(a: Side, b: Side, samples: Samples, tell: Progress) -> tuple
         chains = _chains(a, b, [pairs[name] for name in group])
         for index in range(len(samples)):
             x, y = (
-                _watch(chain, side.session.io, _feed(side, samples[index]))
+                _watch(chain, side.session.manifest.io, _made(side, samples[index]))
                 for chain, side in zip(chains, (a, b), strict=True)
             )
             for name in group:
@@ -363,8 +369,8 @@ def _chains(a: Side, b: Side, pairs: Sequence[tuple[InnerTensor, InnerTensor]]) 
     assert a.graph is not None
     assert b.graph is not None
     return (
-        Chain(a.graph, a.session.io, [mine.tap for mine, _ in pairs]),
-        Chain(b.graph, b.session.io, [other.tap for _, other in pairs]),
+        Chain(a.graph, a.session.manifest.io, [mine.tap for mine, _ in pairs]),
+        Chain(b.graph, b.session.manifest.io, [other.tap for _, other in pairs]),
     )
 
 
@@ -387,7 +393,7 @@ def _groups(
     for start in range(0, len(names), _PROBE):
         part = names[start : start + _PROBE]
         chain, _ = _chains(a, b, [pairs[name] for name in part])
-        found = _watch(chain, a.session.io, _feed(a, samples[0]))
+        found = _watch(chain, a.session.manifest.io, _made(a, samples[0]))
         sizes |= {pairs[name][0].tap: max(1, 2 * found[pairs[name][0].tap].nbytes) for name in part}
     for group in group_taps(sizes, BUDGET) if sizes else ():
         yield [back[tap] for tap in group]

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from edgemm.bundle import Manifest
+from edgemm.bundle.codec import DAMAGED
+from edgemm.errors import BundleError, DataError, RecipeError
 from edgemm.preprocess.front import Front, InputSteps
+from edgemm.preprocess.registry import files_of
 from edgemm.runtime.feeds import FeedCheck
 from edgemm.tensors import Feed
 
@@ -40,8 +43,16 @@ def load_raw(folder: Path, manifest: Manifest) -> RawFeeds | None:
     """Returns what makes the inputs of a bundle's model of raw arrays, or None where it takes them as they are.
 
     Raises:
-        BundleError: The bundle has steps that this edgemm does not know.
+        BundleError: The bundle has steps that this edgemm does not know, that do not fit its model, or that read
+            a file which is not a part of it.
     """
     if not manifest.preprocess:
         return None
-    return RawFeeds(Front(manifest.io, [InputSteps.from_json(data, folder) for data in manifest.preprocess]))
+    ways = [InputSteps.from_json(data) for data in manifest.preprocess]
+    named = {file.as_posix() for way in ways for step in way.steps for file in files_of(step).values()}
+    if strange := named - manifest.files.keys():
+        raise BundleError(f"manifest: preprocess reads '{min(strange)}', no file of the bundle.", hint=DAMAGED)
+    try:
+        return RawFeeds(Front(manifest.io, [InputSteps.from_json(data, folder) for data in manifest.preprocess]))
+    except (DataError, RecipeError) as error:
+        raise BundleError(f"manifest: preprocess does not fit the model: {error}", hint=DAMAGED) from error
