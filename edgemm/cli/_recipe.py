@@ -17,7 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = [
     click.option(
-        "--calib", metavar="PATH", help="Calibration samples: .npz, folder of .npz shards, FILE.py:CLASS."
+        "--calib",
+        metavar="PATH",
+        help="Calibration samples: .npz, folder, .csv manifest, recording, .yaml description, FILE.py:CLASS.",
     ),
     click.option("--eval", "eval_", metavar="PATH", help="Evaluation samples.", show_default="a share of --calib"),
     click.option("--label", metavar="NAME", help="Label array in the samples."),

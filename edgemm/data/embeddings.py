@@ -136,13 +136,19 @@ class Encoders:
         return projected
 
 
-def encoder_embeddings(rows: dict[str, list[np.ndarray]], variant: str) -> Embeddings:
-    """Returns embeddings of what `Encoders.run` gave; shorter rows are filled with zeros."""
+def gathered(rows: dict[str, list[np.ndarray]], encoders: Encoders | None) -> Embeddings:
+    """Returns embeddings of `places` of arrays, or of what `encoders` gave; shorter rows are filled with zeros.
+
+    Args:
+        rows: Array or encoder -> one row for each sample.
+        encoders: What gave the rows; None: they are raw values.
+    """
+    if encoders is None:
+        return raw_embeddings({name: np.stack(values) for name, values in rows.items()})
     parts = {}
     for name, values in rows.items():
-        longest = max(v.size for v in values)
-        table = np.zeros((len(values), longest), np.float32)
+        table = np.zeros((len(values), max(v.size for v in values)), np.float32)
         for index, value in enumerate(values):
             table[index, : value.size] = value
         parts[name] = standardised(table)
-    return Embeddings({n: p for n, p in parts.items() if p.shape[1]}, f"encoder outputs of {variant}")
+    return Embeddings({n: p for n, p in parts.items() if p.shape[1]}, f"encoder outputs of {encoders.variant}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.data.embeddings import Encoders, encoder_embeddings, places, raw_embeddings
+from edgemm.data.embeddings import Embeddings, Encoders, gathered, places
 from edgemm.data.samples import Samples, hash_sample, locate, names_of, origin_of
 from edgemm.data.survey import find_label
 from edgemm.errors import DataError
@@ -96,6 +96,35 @@ def choose(points: np.ndarray, labels: Sequence[str], count: int, seed: int) -> 
     return Choice(tuple(sorted(chosen)), radius, random_radius)
 
 
+def _read(
+    samples: Samples, label: str | None, encoders: Encoders | None, sha: hashlib._Hash, step: Callable[[int], Any]
+) -> tuple[list[int], list[str], Embeddings]:
+    """Returns the finite samples, their labels and embeddings; `sha` sees all samples."""
+    inputs = [n for n in names_of(samples) if n != label]
+    kept: list[int] = []
+    labels: list[str] = []
+    rows: dict[str, list[np.ndarray]] = {}
+    for index in range(len(samples)):
+        sample = samples[index]
+        hash_sample(sha, sample)
+        step(index + 1)
+        numbers = {n: a for n in inputs if (a := np.asarray(sample[n])).dtype.kind in "fiub"}
+        if not all(np.isfinite(a).all() for a in numbers.values() if a.dtype.kind == "f"):
+            continue
+        kept.append(index)
+        value = np.asarray(sample[label]) if label is not None else np.asarray(0)
+        labels.append(str(value.reshape(-1)[0]) if value.size == 1 and value.dtype.kind in "iubU" else "")
+        for name, values in (
+            {n: places(a) for n, a in numbers.items()} if encoders is None else encoders.run(sample)
+        ).items():
+            rows.setdefault(name, []).append(values)
+    if not kept:
+        raise DataError(
+            f"{origin_of(samples)}: no samples to choose from ({len(samples)} there).", hint="all have NaN or Inf"
+        )
+    return kept, labels, gathered(rows, encoders)
+
+
 def choose_from(
     samples: Samples,
     count: int,
@@ -122,33 +151,8 @@ def choose_from(
         DataError: No samples, or one that does not fit.
     """
     label = find_label(samples, label)
-    inputs = [n for n in names_of(samples) if n != label]
     sha = hashlib.sha256()
-    labels: list[str] = []
-    kept: list[int] = []
-    rows: dict[str, list[np.ndarray]] = {}
-    for index in range(len(samples)):
-        sample = samples[index]
-        hash_sample(sha, sample)
-        step(index + 1)
-        numbers = {n: a for n in inputs if (a := np.asarray(sample[n])).dtype.kind in "fiub"}
-        if not all(np.isfinite(a).all() for a in numbers.values() if a.dtype.kind == "f"):
-            continue
-        kept.append(index)
-        value = np.asarray(sample[label]) if label is not None else np.asarray(0)
-        labels.append(str(value.reshape(-1)[0]) if value.size == 1 and value.dtype.kind in "iubU" else "")
-        given = {n: places(a) for n, a in numbers.items()} if encoders is None else encoders.run(sample)
-        for name, values in given.items():
-            rows.setdefault(name, []).append(values)
-    if not kept:
-        raise DataError(
-            f"{origin_of(samples)}: no samples to choose from ({len(samples)} there).", hint="all have NaN or Inf"
-        )
-    found = (
-        raw_embeddings({n: np.stack(v) for n, v in rows.items()})
-        if encoders is None
-        else encoder_embeddings(rows, encoders.variant)
-    )
+    kept, labels, found = _read(samples, label, encoders, sha, step)
     stratify = label is not None and len(set(labels)) <= count
     choice = choose(
         found.joined() if found.parts else np.zeros((len(kept), 1)),

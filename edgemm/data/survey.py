@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from edgemm.data.embeddings import Embeddings, Encoders, encoder_embeddings, places, raw_embeddings
+from edgemm.data.embeddings import Embeddings, Encoders, gathered, places
 from edgemm.data.samples import Samples, hash_sample, locate, names_of, notes_of, origin_of, spread
+from edgemm.data.standout import SHOWN, Outlier, find_outliers, near_pairs
 from edgemm.errors import DataError
-
-NEAR = 0.05
-"""Samples closer than this share of the distance of two random ones, in every input, are near duplicates."""
-
-OUTLYING = 6.0
-"""Robust z (Iglewicz and Hoaglin 1993) from which a row is an outlier; they propose 3.5 for a look by hand."""
 
 COMPARED = 5000
 """Most samples that are compared with each other."""
 
 LABELS = ("label", "labels", "class", "target")
-STATISTICS = ("mean", "std", "min", "max")
-SHOWN = 10
-"""Most duplicates and outliers that are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +56,6 @@ class ArrayStatistics:
     silent: float
     constant: bool
     counts: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Outlier:
-    """A sample that stands out.
-
-    Attributes:
-        index: Of the sample.
-        where: Where it is.
-        array: Which array, or `""` for the whole sample.
-        statistic: mean, std, min or max of the row, or `distance` to its nearest neighbour.
-        value: Of the statistic.
-        z: How many robust standard deviations it is from the median.
-    """
-
-    index: int
-    where: str
-    array: str
-    statistic: str
-    value: float
-    z: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +189,43 @@ def find_label(samples: Samples, label: str | None) -> str | None:
     return label if label is not None else next((n for n in LABELS if n in names), None)
 
 
+class _Reading:
+    """What one pass over the samples keeps of them."""
+
+    def __init__(
+        self, inputs: Sequence[str], label: str | None, compared: frozenset[int], encoders: Encoders | None
+    ) -> None:
+        self.sha = hashlib.sha256()
+        self.running: dict[str, _Running] = {}
+        self.groups: dict[bytes, list[int]] = {}
+        self.labels: list[str] = []
+        self._inputs, self._label, self._compared, self._encoders = inputs, label, compared, encoders
+        self._raw: dict[str, list[np.ndarray]] = {}
+
+    def add(self, samples: Samples, index: int, names: Sequence[str]) -> None:
+        sample = samples[index]
+        rows = {n: np.asarray(sample[n]) for n in names if n in sample}
+        if len(rows) < len(names):
+            missing = next(n for n in names if n not in rows)
+            raise DataError(
+                f"{locate(samples, index)}: no array '{missing}'.", hint="every sample needs all arrays"
+            )
+        hash_sample(self.sha, sample)
+        own = hashlib.sha256()
+        hash_sample(own, {n: rows[n] for n in self._inputs})
+        self.groups.setdefault(own.digest(), []).append(index)
+        self.labels.append(rows[self._label].tobytes().hex() if self._label is not None else "")
+        for name, row in rows.items():
+            self.running.setdefault(name, _Running(row)).add(row)
+        if index in self._compared:
+            numbers = {n: places(rows[n]) for n in self._inputs if rows[n].dtype.kind in "fiub"}
+            for name, values in (numbers if self._encoders is None else self._encoders.run(sample)).items():
+                self._raw.setdefault(name, []).append(values)
+
+    def embeddings(self) -> Embeddings:
+        return gathered(self._raw, self._encoders)
+
+
 def survey(
     samples: Samples,
     *,
@@ -241,45 +249,19 @@ def survey(
         raise DataError(f"{origin}: no samples.", hint="it needs at least one row in every array")
     names, label = names_of(samples), find_label(samples, label)
     inputs = [n for n in names if n != label]
-    running: dict[str, _Running] = {}
-    sha = hashlib.sha256()
-    groups: dict[bytes, list[int]] = {}
-    labels: list[str] = []
     compared = spread(len(samples), COMPARED)
-    chosen = set(compared)
-    raw: dict[str, list[np.ndarray]] = {}
+    read = _Reading(inputs, label, frozenset(compared), encoders)
     for index in range(len(samples)):
-        sample = samples[index]
-        rows = {n: np.asarray(sample[n]) for n in names if n in sample}
-        if len(rows) < len(names):
-            missing = next(n for n in names if n not in rows)
-            raise DataError(
-                f"{locate(samples, index)}: no array '{missing}'.", hint="every sample needs all arrays"
-            )
-        hash_sample(sha, sample)
-        own = hashlib.sha256()
-        hash_sample(own, {n: rows[n] for n in inputs})
-        groups.setdefault(own.digest(), []).append(index)
-        labels.append(rows[label].tobytes().hex() if label is not None else "")
-        for name, row in rows.items():
-            running.setdefault(name, _Running(row)).add(row)
-        if index in chosen:
-            numbers = {n: places(rows[n]) for n in inputs if rows[n].dtype.kind in "fiub"}
-            for name, values in (numbers if encoders is None else encoders.run(sample)).items():
-                raw.setdefault(name, []).append(values)
+        read.add(samples, index, names)
         step(index + 1)
-    embeddings = (
-        raw_embeddings({n: np.stack(v) for n, v in raw.items()})
-        if encoders is None
-        else encoder_embeddings(raw, encoders.variant)
-    )
-    duplicates = [tuple(g) for g in groups.values() if len(g) > 1]
-    near, near_count, nearest = _near(embeddings, compared, duplicates)
-    outliers = _outliers(samples, running, inputs, compared, nearest)
+    running, labels, embeddings = read.running, read.labels, read.embeddings()
+    duplicates = [tuple(g) for g in read.groups.values() if len(g) > 1]
+    near, near_count, nearest = near_pairs(embeddings, compared, duplicates)
+    outliers = find_outliers(samples, {n: running[n].rows for n in inputs}, compared, nearest)
     return Survey(
         origin=origin,
         samples=len(samples),
-        digest=sha.hexdigest(),
+        digest=read.sha.hexdigest(),
         label=label,
         arrays={n: r.result(len(samples), is_label=n == label) for n, r in running.items()},
         coverage={n: c.to_json() for n, c in getattr(samples, "coverage", {}).items()},
@@ -293,99 +275,3 @@ def survey(
         by=embeddings.by,
         notes=notes_of(samples),
     )
-
-
-def _near(
-    embeddings: Embeddings, indices: tuple[int, ...], duplicates: list[tuple[int, ...]]
-) -> tuple[list[tuple[int, int, float]], int, np.ndarray]:
-    """Returns the nearest pairs, how many pairs are near, and every sample's distance to its nearest neighbour.
-
-    Equal samples are no near duplicates: they are listed as duplicates. A distance is the largest over the inputs.
-    """
-    count = len(indices)
-    nearest = np.full(count, np.nan)
-    if not embeddings.parts or count < 3:
-        return [], 0, nearest
-    equal = {index: number for number, group in enumerate(duplicates) for index in group}
-    group_of = np.asarray([equal.get(index, -1 - position) for position, index in enumerate(indices)])
-    pairs: list[tuple[int, int, float]] = []
-    total = 0
-    for start in range(0, count, 512):
-        block = slice(start, min(start + 512, count))
-        worst, mean = np.zeros((block.stop - start, count)), np.zeros((block.stop - start, count))
-        for part in embeddings.parts.values():
-            distance = _distances(part[block], part)
-            worst = np.maximum(worst, distance)
-            mean += distance / len(embeddings.parts)
-        same = group_of[block][:, None] == group_of[None, :]
-        mean[same], worst[same] = np.inf, np.inf
-        lowest = mean.min(axis=1)
-        nearest[block] = np.where(np.isfinite(lowest), lowest, np.nan)
-        left, right = np.nonzero(worst < NEAR)
-        left, right = left[left + start < right], right[left + start < right]
-        total += len(left)
-        closest = np.argsort(worst[left, right], kind="stable")[:SHOWN]
-        for a, b in zip(left[closest], right[closest], strict=True):
-            pairs.append((indices[a + start], indices[b], round(float(worst[a, b]), 4)))
-        pairs = sorted(pairs, key=lambda pair: (pair[2], pair[0], pair[1]))[:SHOWN]
-    return pairs, total, nearest
-
-
-def _distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Returns the distances of standardised rows, in units of the distance that two random ones have."""
-    squares = (rows**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)[None, :] - 2 * (rows @ others.T)
-    result: np.ndarray = np.sqrt(np.maximum(squares, 0) / (2 * rows.shape[1]))
-    return result
-
-
-def robust_z(values: np.ndarray) -> np.ndarray:
-    """Returns how many robust standard deviations values are from their median; 0 for NaN.
-
-    The modified z-score of Iglewicz and Hoaglin (1993): by the median absolute deviation, by the mean absolute
-    deviation where more than half of the values are equal. There, a value that more than 1 % have is usual: 0.
-    """
-    known = values[np.isfinite(values)]
-    if known.size < 10:
-        return np.zeros_like(values)
-    middle = np.median(known)
-    apart = np.abs(known - middle)
-    scale = np.median(apart) * 1.4826
-    usual = np.zeros(len(values), bool)
-    if not scale:
-        scale = apart.mean() * 1.2533
-        found, counts = np.unique(known, return_counts=True)
-        usual = np.isin(values, found[counts > max(1, 0.01 * known.size)])
-    with np.errstate(invalid="ignore"):
-        z = np.where(usual, 0.0, (values - middle) / scale) if scale else np.zeros_like(values)
-    return np.where(np.isfinite(z), z, 0.0)
-
-
-def _outliers(
-    samples: Samples,
-    running: Mapping[str, _Running],
-    inputs: list[str],
-    compared: tuple[int, ...],
-    nearest: np.ndarray,
-) -> list[Outlier]:
-    """Returns every sample and array that stands out, the worst statistic of each, the worst first."""
-    found: dict[tuple[int, str], Outlier] = {}
-
-    def look(array: str, statistic: str, values: np.ndarray, indices: tuple[int, ...]) -> None:
-        scores = robust_z(values)
-        if statistic == "distance":  # what is near is told as near
-            scores = np.maximum(scores, 0)
-        for position in np.flatnonzero(np.abs(scores) > OUTLYING):
-            index = indices[int(position)]
-            known = found.get((index, array))
-            if known is None or abs(known.z) < abs(scores[position]):
-                where, value = locate(samples, index), float(values[position])
-                found[index, array] = Outlier(
-                    index, where, array, statistic, value, round(float(scores[position]), 1)
-                )
-
-    for name in inputs:
-        table = np.asarray(running[name].rows, np.float64)
-        for column, statistic in enumerate(STATISTICS):
-            look(name, statistic, table[:, column], tuple(range(len(table))))
-    look("", "distance", nearest, compared)
-    return sorted(found.values(), key=lambda o: (-abs(o.z), o.index, o.array))

@@ -133,7 +133,7 @@ class InputSection(Section):
 
 
 class DataSection(Section):
-    """Samples for calibration, search and evaluation: .npz, a folder of shards, or FILE.py:CLASS."""
+    """Samples for calibration, search and evaluation: whatever `edgemm.data.open_samples` opens."""
 
     calib: str | None = Field(default=None, description="Samples for calibration and search.")
     eval: str | None = Field(

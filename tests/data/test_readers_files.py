@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from make_files import write_csv, write_image, write_wav
 
 from edgemm.data import open_samples
-from edgemm.errors import DataError
+from edgemm.errors import DataError, MissingExtraError
 
 
 def describe(path: Path, text: str) -> str:
@@ -149,6 +150,7 @@ def test_errors_name_row_and_column(pairs, change, message, hint):
         ("source: pairs.csv\ninputs: {image: {layout: chv}}", "got 'chv', expected one of", "'chw'"),
         ("source: pairs.csv\ninputs: {image: {scale: big}}", "scale: got 'big'", ""),
         ("source: pairs.csv\nalign: {method: next}", "align.method: got 'next'", "nearest"),
+        ("source: pairs.csv\ninputs: {a: }\nalign: {within: {b: 1}}", "align.within: no input or label 'b'", "a"),
         ("source: [", "no YAML", "for example"),
     ],
 )
@@ -255,6 +257,18 @@ def test_float_and_flac_audio_need_soundfile(tmp_path):
     samples = open_samples(str(tmp_path / "m.csv"))
     np.testing.assert_array_equal(samples[0]["audio"], values)
     np.testing.assert_allclose(samples[1]["audio"], values, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("blocked", "column", "extra"), [("PIL.Image", "photo", "images"), ("yaml", None, "data")]
+)
+def test_what_is_not_installed_is_named(pairs, monkeypatch, blocked, column, extra):
+    description = describe(pairs / "d.yaml", "source: pairs.csv")
+    monkeypatch.setitem(sys.modules, blocked, None)
+    samples = open_samples(str(pairs / "pairs.csv"))
+    with pytest.raises(MissingExtraError) as error:
+        samples[0] if column else open_samples(description)
+    assert error.value.hint == f"pip install 'edgemm[{extra}]'"
 
 
 def test_json_members_and_raw_points(tmp_path):

@@ -137,15 +137,17 @@ def ns(*seconds):
 
 def test_alignment_by_nearest_and_previous():
     times = {"camera": ns(0, 0.1, 0.2, 0.3), "lidar": ns(0.04, 0.11, 0.38)}
-    found = align(times, Align("camera", 0.05, "nearest"))
+    found = align(times, Align("camera", {"": 0.05}, "nearest"))
     assert [found.indices[n].tolist() for n in ("camera", "lidar")] == [[0, 1], [0, 1]]
     assert (found.coverage["lidar"].unmatched, found.coverage["lidar"].used) == (2, 2)
     assert found.coverage["camera"].used == 2
-    found = align(times, Align("camera", 0.1, "previous"))
+    found = align(times, Align("camera", {"": 0.1}, "previous"))
     assert [found.indices[n].tolist() for n in ("camera", "lidar")] == [[1, 2], [0, 1]]
-    found = align(times, Align("camera", 0.05, "nearest", {"lidar": -0.04}))
+    found = align(times, Align("camera", {"": 0.05}, "nearest", {"lidar": -0.04}))
     assert found.indices["camera"].tolist() == [0, 1, 3]
-    found = align(times, Align("camera", 0.05, "nearest"), {"lidar": 2})
+    found = align(times, Align("camera", {"lidar": 0.2}, "previous"))
+    assert found.indices["camera"].tolist() == [1, 2, 3]
+    found = align(times, Align("camera", {"": 0.05}, "nearest"), {"lidar": 2})
     assert found.indices["camera"].tolist() == [1]
 
 

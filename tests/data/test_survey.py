@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from edgemm.cli import main
 from edgemm.data import digest_of, open_samples
+from edgemm.data.standout import robust_z
 from edgemm.data.subset import choose, k_centre, quotas
-from edgemm.data.survey import robust_z, survey
+from edgemm.data.survey import survey
 from edgemm.errors import DataError
 
 

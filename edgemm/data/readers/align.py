@@ -73,12 +73,12 @@ def align(times: Mapping[str, np.ndarray], how: Align, windows: Mapping[str, int
         index = np.arange(len(wanted)) if name == reference else _nearest(own, wanted, how.method)
         near = np.zeros(len(wanted), bool)
         there = index >= 0
-        near[there] = np.abs(own[index[there]] - wanted[there]) <= round(how.within * 1e9)
+        near[there] = np.abs(own[index[there]] - wanted[there]) <= round(how.tolerance(name) * 1e9)
         found[name], usable[name] = index, near & (index >= windows.get(name, 1) - 1)
     complete = np.logical_and.reduce(list(usable.values())) if len(wanted) else np.zeros(0, bool)
     coverage = {}
     for name, index in found.items():
-        why = "" if name == reference else f"{how.method} within {how.within:g} s of '{reference}'"
+        why = "" if name == reference else f"{how.method} within {how.tolerance(name):g} s of '{reference}'"
         if windows.get(name, 1) > 1:
             why += f"{', ' if why else ''}{windows[name]} samples up to it"
         used = len(np.unique(index[complete]))

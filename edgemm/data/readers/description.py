@@ -21,6 +21,8 @@ from edgemm.data.readers.rules import Rule, parse_rule
 from edgemm.errors import DataError, did_you_mean
 
 METHODS = ("nearest", "previous")
+WITHIN = 0.05
+"""Seconds between a sample and its match where nothing is said."""
 
 PLACE_OF = {
     "npz": "array",
@@ -46,15 +48,19 @@ class Align:
 
     Attributes:
         to: The modality whose samples are the samples; empty: the one with the fewest.
-        within: Most seconds between a reference sample and its match.
+        within: Most seconds between a reference sample and its match, by modality; `""` for those not listed.
         method: `nearest`, or `previous`: the last one that is not later, as on a device.
         offset: Modality -> seconds that are added to its times.
     """
 
     to: str = ""
-    within: float = 0.05
+    within: Mapping[str, float] = field(default_factory=lambda: {"": WITHIN})
     method: str = "nearest"
     offset: Mapping[str, float] = field(default_factory=dict)
+
+    def tolerance(self, name: str) -> float:
+        """Returns the most seconds between a reference sample and its match in modality `name`."""
+        return self.within.get(name, self.within.get("", WITHIN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +125,16 @@ def read_description(path: Path) -> Description:
             hint=did_you_mean(str(form), PLACE_OF, "leave `form` out to have it guessed"),
         )
     inputs = _section(origin, "inputs", content.get("inputs"))
+    rules = {str(k): parse_rule(origin, str(k), v, PLACE_OF[form]) for k, v in inputs.items()}
+    label = _label(origin, content.get("label"), PLACE_OF[form])
+    named = {**rules, **({label.name: label} if label else {})}
     return Description(
         origin=origin,
         source=source,
         form=form,
-        inputs={str(k): parse_rule(origin, str(k), v, PLACE_OF[form]) for k, v in inputs.items()},
-        label=_label(origin, content.get("label"), PLACE_OF[form]),
-        align=_align(origin, content["align"], inputs) if "align" in content else None,
+        inputs=rules,
+        label=label,
+        align=_align(origin, content["align"], named) if "align" in content else None,
         split=str(content["split"]) if content.get("split") is not None else None,
     )
 
@@ -179,7 +188,7 @@ def _align(origin: str, section: Any, inputs: Mapping[str, Any]) -> Align:
             )
     align = Align()
     if "to" in given:
-        if inputs and given["to"] not in inputs:
+        if given["to"] not in inputs:
             raise DataError(
                 f"{origin}: align.to: no input '{given['to']}' (inputs: {', '.join(inputs)}).",
                 hint=did_you_mean(str(given["to"]), inputs, "name the modality that the others are held to"),
@@ -193,13 +202,20 @@ def _align(origin: str, section: Any, inputs: Mapping[str, Any]) -> Align:
             )
         align = replace(align, method=given["method"])
     if "within" in given:
-        align = replace(align, within=_seconds(origin, "within", given["within"], least=0.0))
+        several = given["within"] if isinstance(given["within"], Mapping) else {"": given["within"]}
+        align = replace(align, within=_by_modality(origin, "within", several, inputs, least=0.0))
     offset = _section(origin, "align.offset", given.get("offset"))
-    for name in offset:
-        if inputs and name not in inputs:
-            hint = did_you_mean(str(name), inputs, f"inputs: {', '.join(inputs)}")
-            raise DataError(f"{origin}: align.offset: no input '{name}'.", hint=hint)
-    return replace(align, offset={str(k): _seconds(origin, f"offset.{k}", v) for k, v in offset.items()})
+    return replace(align, offset=_by_modality(origin, "offset", offset, inputs))
+
+
+def _by_modality(
+    origin: str, key: str, given: Mapping[str, Any], inputs: Mapping[str, Any], least: float = float("-inf")
+) -> dict[str, float]:
+    for name in given:
+        if name and name not in inputs:
+            hint = did_you_mean(str(name), inputs, f"there are {', '.join(inputs)}")
+            raise DataError(f"{origin}: align.{key}: no input or label '{name}'.", hint=hint)
+    return {str(k): _seconds(origin, f"{key}.{k}" if k else key, v, least) for k, v in given.items()}
 
 
 def _seconds(origin: str, key: str, value: Any, least: float = float("-inf")) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -68,8 +69,7 @@ class CsvTable:
         """
         self._path = path
         self.base: Path | None = path.parent
-        starts: list[int] = []
-        lines: list[int] = []
+        starts, lines = array("q"), array("q")
         try:
             with path.open("rb") as file:
                 self._delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(file.readline())

@@ -8,6 +8,7 @@ it has none.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -118,7 +119,7 @@ def _index(
     origin: str, recording: Recording, rules: Mapping[str, Rule]
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Returns array -> its messages' times, times of recording and numbers among those recorded at once."""
-    found: dict[str, list[tuple[int, int, int]]] = {name: [] for name in rules}
+    found: dict[str, array[int]] = {name: array("q") for name in rules}
     wanted = {rule.place for rule in rules.values()}
     last: dict[str, tuple[int, int]] = {}
     for topic, logged, packed in recording.messages(wanted, 0, 2**63 - 1):
@@ -128,12 +129,13 @@ def _index(
         for name, rule in rules.items():
             if rule.place == topic:
                 where = f"{origin}: topic '{topic}' at {logged / 1e9:.3f} s"
-                found[name].append((_time(recording, packed, rule, logged, where), logged, number))
+                found[name].extend((_time(recording, packed, rule, logged, where), logged, number))
     result = {}
     for name, entries in found.items():
         if not entries:
             raise DataError(f"{origin}: topic '{rules[name].place}' has no messages.", hint="choose another topic")
-        table = np.asarray(sorted(entries), np.int64)
+        table = np.asarray(entries, np.int64).reshape(-1, 3)
+        table = table[np.lexsort(table.T[::-1])]
         result[name] = (table[:, 0], table[:, 1], table[:, 2])
     return result
 

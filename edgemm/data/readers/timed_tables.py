@@ -24,6 +24,11 @@ def open_timed(description: Description) -> ReaderSource:
     Raises:
         DataError: A table, column or time is missing or wrong, or nothing matches.
     """
+    if not description.inputs:
+        raise DataError(
+            f"{description.origin}: `align` without `inputs`: nothing says which columns are matched.",
+            hint="for example inputs: {imu: {table: imu.csv, column: [ax, ay, az], time: stamp}}",
+        )
     tables: dict[str, Table] = {}
     tracks: dict[str, Track] = {}
     notes: list[str] = []
