@@ -17,6 +17,7 @@ TOLERANCE = 1e-3
 """Largest difference between a graph and its reference, as a part of the largest value."""
 
 OPSET = 18
+"""Operator set that baked steps need at least."""
 
 
 def steps_graph(way: InputSteps, opset: int = OPSET) -> ExportedGraph:

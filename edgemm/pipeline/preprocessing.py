@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgemm.bake.front import bake, refusal
-from edgemm.bake.verify import check_baked
+from edgemm.bake.verify import OPSET, check_baked
 from edgemm.bundle import Manifest
 from edgemm.data import Blank, Source, blank_values, describe
 from edgemm.data.processed import Processed
@@ -39,11 +39,13 @@ class Preprocessing:
         baked: Inputs whose steps become a part of the graph.
         host: Inputs whose steps run as numpy, here and on the device.
         notes: Why steps that may be baked are not.
+        demanded: Inputs whose recipe says `bake: true`.
     """
 
     baked: tuple[InputSteps, ...] = ()
     host: tuple[InputSteps, ...] = ()
     notes: tuple[str, ...] = ()
+    demanded: frozenset[str] = frozenset()
 
     def for_model(self, source: Source | None) -> Source | None:
         """Returns samples as the model itself takes them, by the reference of every step."""
@@ -123,7 +125,8 @@ def read_preprocessing(recipe: Recipe, source: Source | None) -> Preprocessing:
         if why is not None or section.bake is False:
             on_host.add(raw.name)
     baked = tuple(w for w in ways.values() if w.raw.name not in on_host)
-    return Preprocessing(baked, tuple(w for w in ways.values() if w.raw.name in on_host), tuple(notes))
+    demanded = frozenset(name for name, section in sections.items() if section.bake)
+    return Preprocessing(baked, tuple(w for w in ways.values() if w.raw.name in on_host), tuple(notes), demanded)
 
 
 def bake_preprocessing(
@@ -145,7 +148,7 @@ def bake_preprocessing(
     if found == NONE:
         return exported, found
     io = exported.graph.io
-    found = _with_batch(found, io)
+    found = _for_opset(_with_batch(found, io), exported.graph.model.opset_imports.get("", 0))
     fitted(io, found.baked + found.host)
     for way in found.baked:
         error = check_baked(way, _rows(way, source))
@@ -154,6 +157,18 @@ def bake_preprocessing(
         progress.step("preprocess", f"{way}, on the host")
     graph = bake(exported.graph, found.baked)
     return replace(exported, graph=graph, dynamic=_dynamic(exported.dynamic, found.baked)), found
+
+
+def _for_opset(found: Preprocessing, opset: int) -> Preprocessing:
+    """Returns the steps, on the host if the operators of the graph are older than those that they become."""
+    if opset >= OPSET or not found.baked:
+        return found
+    names = ", ".join(way.input for way in found.baked)
+    why = f"{names}: the graph has opset {opset}, baked steps need {OPSET} or later"
+    if any(way.input in found.demanded for way in found.baked):
+        raise RecipeError(f"{why}.", hint="export the model with a newer opset, or set bake to false")
+    host = (*found.host, *found.baked)
+    return replace(found, baked=(), host=host, notes=(*found.notes, f"{why}: its steps run on the host"))
 
 
 def _with_batch(found: Preprocessing, io: IOSpec) -> Preprocessing:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from builders import onnx_graph, run_whole
 
 from edgemm.bundle import read_manifest
+from edgemm.compare import ParityReport
 from edgemm.errors import DataError, RecipeError
+from edgemm.export.request import DynamicDim, DynamicReport, ExportResult
 from edgemm.pipeline import ConvertResult, convert
+from edgemm.pipeline.preprocessing import bake_preprocessing, read_preprocessing
+from edgemm.pipeline.progress import Silent
 from edgemm.preprocess import parse, run
+from edgemm.recipe import Recipe
 from edgemm.runtime import open_session
 
 Sections = dict[str, Any]
@@ -148,3 +155,48 @@ def test_integers_keep_the_steps_in_float(trained_folder: Path, raw: Sections, t
     assert variant.accuracy is not None
     assert variant.accuracy["drop"] <= 0.01
     assert result.manifest.info["preprocess"]["image"]["by"] == "graph"  # where every step can be
+
+
+def exported(opset: int, batch: str | int) -> ExportResult:
+    """Returns the export of a mean over an image, with that batch."""
+    head = f'<ir_version: 8, opset_import: ["": {opset}]>'
+    text = f"g (float[{batch},1,16,16] image) => (float[{batch},1,1,1] out) {{ out = GlobalAveragePool (image) }}"
+    graph = onnx_graph(f"{head} {text}")
+    dynamic = (DynamicDim("image", 0, "batch", (1, 2)),) if batch == "batch" else ()
+    graph = replace(graph, io=replace(graph.io, batch=batch))
+    return ExportResult(graph, DynamicReport(dynamic, ()), ParityReport(), ())
+
+
+def image_recipe(**image: Any) -> Recipe:
+    raw = {"dtype": "uint8", "shape": [32, 48, 3]}
+    inputs = {"image": {"preprocess": STEPS, "raw": raw, **image}}
+    return Recipe.model_validate({"model": {"path": "model.onnx"}, "inputs": inputs})
+
+
+def test_an_old_graph_leaves_the_steps_to_the_host() -> None:
+    found = read_preprocessing(image_recipe(), None)
+    assert [way.input for way in found.baked] == ["image"]
+    made, now = bake_preprocessing(exported(17, "batch"), found, None, Silent())
+    assert [way.input for way in now.host] == ["image"]
+    assert str(made.graph.io.inputs[0]) == "image[batch,1,16,16] float32"
+    assert "the graph has opset 17, baked steps need 18" in now.notes[0]
+    with pytest.raises(RecipeError, match="opset 17"):
+        bake_preprocessing(
+            exported(17, "batch"), read_preprocessing(image_recipe(bake=True), None), None, Silent()
+        )
+
+
+def test_steps_take_the_batch_of_the_model() -> None:
+    recipe = image_recipe(source="camera")
+    made, now = bake_preprocessing(exported(18, 4), read_preprocessing(recipe, None), None, Silent())
+    assert str(made.graph.io.inputs[0]) == "camera[4,32,48,3] uint8"
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), dtype=np.uint8)
+    want = run(parse(STEPS), images).mean((1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(run_whole(made.graph, {"camera": images})["out"], want, rtol=1e-5)
+    assert now.resolved(recipe, None, Path()).inputs["camera"].blank == "zeros"
+
+
+def test_what_is_said_of_open_sizes_is_of_the_raw_array() -> None:
+    recipe = image_recipe(source="camera")
+    made, _ = bake_preprocessing(exported(18, "batch"), read_preprocessing(recipe, None), None, Silent())
+    assert [(d.tensor, d.axis, d.symbol) for d in made.dynamic.dynamic] == [("camera", 0, "batch")]
