@@ -61,7 +61,8 @@ def load(options: Options = Options()) -> dict[str, list[Arrays]]:
     splits: dict[str, list[Arrays]] = {split: [] for split in SPLITS}
     for name in (n for n in flat if n.endswith("/audio")):
         split, frames, _ = name.split("/")
-        splits[split].append({part: flat[f"{split}/{frames}/{part}"] for part in ("audio", "speaker", "text")})
+        parts = ("audio", "speaker", "text")
+        splits[split].append({part: np.ascontiguousarray(flat[f"{split}/{frames}/{part}"]) for part in parts})
     return splits
 
 
@@ -134,4 +135,4 @@ def _say(
 
 def _features(waves: np.ndarray) -> np.ndarray:
     mel = log_mel(waves, FILTERS, np.hanning(FFT), hop=HOP, floor=1e-3)
-    return ((mel + 1) / 2.5).astype(np.float32)
+    return np.ascontiguousarray((mel + 1) / 2.5, np.float32)
