@@ -227,3 +227,50 @@ def test_json_messages_compressed_images_and_audio(tmp_path):
     np.testing.assert_array_equal(samples[2]["state"], [2, 0.5])
     np.testing.assert_array_equal(samples[2]["audio"], [0, 0.5, -1])
     assert samples[2]["image"].tolist() == [[7, 7], [7, 7]]
+
+
+@pytest.mark.slow
+def test_a_recording_converts_and_says_what_it_left_out(trained_folder, tmp_path, capsys):
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    from edgemm.cli import main
+
+    types = store()
+    make = {name.rpartition("/")[2]: (name, kind) for name, kind in types.types.items()}
+    with np.load(trained_folder / "calib.npz") as arrays:
+        data = dict(arrays)
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connections = {}
+        for i, label in enumerate(data["label"]):
+            at = START + 100 * i * MS
+            header = make["Header"][1](make["Time"][1](at // 10**9, at % 10**9), "frame")
+            pixels = data["image"][i, 0].view(np.uint8).ravel()
+            layout = make["MultiArrayLayout"][1]([], 0)
+            sent = {
+                "/image": ("Image", make["Image"][1](header, 16, 16, "32FC1", 0, 64, pixels)),
+                "/audio": ("Float32MultiArray", make["Float32MultiArray"][1](layout, data["audio"][i].ravel())),
+                "/label": ("String", make["String"][1]("abcd"[label])),
+            }
+            if i % 10 == 9:
+                del sent["/audio"]
+            for topic, (kind, message) in sent.items():
+                if topic not in connections:
+                    connections[topic] = writer.add_connection(topic, make[kind][0], typestore=types)
+                writer.write(connections[topic], at, types.serialize_cdr(message, make[kind][0]))
+    (tmp_path / "drive.yaml").write_text(
+        "source: bag\ninputs:\n  image: {topic: /image, layout: chw}\n  audio: {topic: /audio, shape: [24, 32]}\n"
+        "label: {topic: /label, classes: [a, b, c, d]}\nalign: {to: image, within: 0.02}"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                *("convert", str(trained_folder / "model.pt2"), "--calib", str(tmp_path / "drive.yaml")),
+                *("--label", "label", "--precision", "fp32", "-o", str(tmp_path / "m.edgemm")),
+            ]
+        )
+    err = capsys.readouterr().err
+    assert ended.value.code == 0, err
+    assert "12 of 120 samples of 'image' are left out: 'audio' has no match" in err
+    samples = open_samples(str(tmp_path / "drive.yaml"))
+    np.testing.assert_array_equal(samples[9]["audio"], data["audio"][10])
+    np.testing.assert_array_equal(samples[9]["image"], data["image"][10])

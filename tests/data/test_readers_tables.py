@@ -95,7 +95,7 @@ def test_archives_that_are_none(tmp_path, make, message):
 
 
 def save_dataset(folder, table, features=None):
-    """Writes what `datasets.Dataset.save_to_disk` writes (checked against datasets 4)."""
+    """Writes what `datasets.Dataset.save_to_disk` writes (checked against datasets 5)."""
     import pyarrow as pa
 
     folder.mkdir(parents=True)
