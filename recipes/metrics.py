@@ -203,3 +203,13 @@ def accuracy_noise_for_audio(outputs: Outputs, labels: np.ndarray) -> float:
 def _under(condition: int, outputs: Outputs, labels: np.ndarray) -> float:
     rows = labels[:, 1] == condition
     return digit_accuracy({"logits": outputs["logits"][rows]}, labels[rows])
+
+
+def text_alone(outputs: Outputs, labels: np.ndarray) -> float:
+    """Returns the accuracy of the text's own decision, `text_logits` `[N,classes]`."""
+    return float((outputs["text_logits"].argmax(1) == labels).mean())
+
+
+def prosody_alone(outputs: Outputs, labels: np.ndarray) -> float:
+    """Returns the accuracy of the voice's own decision, `prosody_logits` `[N,classes]`."""
+    return float((outputs["prosody_logits"].argmax(1) == labels).mean())

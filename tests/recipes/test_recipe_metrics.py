@@ -98,3 +98,10 @@ def test_accuracy_under_noise_looks_at_its_own_samples() -> None:
     assert metrics.accuracy_clean(outputs, labels) == 1
     assert metrics.accuracy_noise_for_image(outputs, labels) == pytest.approx(1 / 2)
     assert metrics.accuracy_noise_for_audio(outputs, labels) == pytest.approx(1 / 3)
+
+
+def test_each_expert_is_scored_by_its_own_decision() -> None:
+    outputs = {"logits": np.eye(3), "text_logits": np.eye(3)[[0, 0, 0]], "prosody_logits": np.eye(3)[[0, 1, 0]]}
+    labels = np.array([0, 1, 2])
+    assert metrics.text_alone(outputs, labels) == pytest.approx(1 / 3)
+    assert metrics.prosody_alone(outputs, labels) == pytest.approx(2 / 3)

@@ -1,0 +1,21 @@
+"""Trains intents and slots of commands to a screen, on templated commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipes.datasets import nl_interface as dataset
+from recipes.models import nl_interface as reference
+from recipes.models.saving import save_program
+from recipes.training.writing import first, note, save_data, tensors
+
+ALSO = ("metrics.py:intent_accuracy", "metrics.py:slot_f1")
+
+
+def make(place: Path, *, quick: bool = False) -> None:
+    """Writes `model.pt2`, `calib.npz` and `eval.npz` to `place`."""
+    splits = dataset.load(0.05 if quick else 1.0)
+    model = reference.build()
+    reference.train(model, tensors(splits["train"]), epochs=15 if quick else 20, report=note)
+    save_data(place, splits)
+    save_program(model, first({n: splits["calib"][n] for n in reference.INPUTS}, 2), place / "model.pt2")
