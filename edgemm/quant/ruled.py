@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+
+import onnx_ir as ir
 
 from edgemm.errors import QuantizationError, RecipeError, did_you_mean
 from edgemm.partition import Stage, StageGraph
@@ -18,7 +21,10 @@ Node = tuple[str, str]
 RULE = "recipe"
 """`Decision.rule` of a node that a rule decides about."""
 
-_PLURALS = {"stage": "stages", "modality": "modalities", "op": "operators", "node": "nodes"}
+_PLURALS = {"stage": "stages", "modality": "modalities", "op": "operators", "node": "nodes", "module": "modules"}
+
+LAYER_KEY = "pkg.torch.onnx.name_scopes"
+"""Metadata of a node: the paths of the torch modules around it, as PyTorch's exporter writes them."""
 
 _MOST = 12
 """Names that an error lists."""
@@ -108,7 +114,17 @@ def _nodes(match: RuleMatch, stage: Stage) -> list[str]:
         for name, node in named_nodes(stage.model.graph).items()
         if (match.op is None or fnmatchcase(node.op_type, match.op))
         and (match.node is None or fnmatchcase(name, match.node))
+        and (match.module is None or any(fnmatchcase(m, match.module) for m in _modules(node)))
     ]
+
+
+def _modules(node: ir.Node) -> list[str]:
+    """Returns the paths of the torch modules that a node is in, the outer ones first, as far as they are known."""
+    scopes = node.metadata_props.get(LAYER_KEY)
+    try:
+        return [str(path) for path in ast.literal_eval(scopes or "[]")[:-1] if path]  # the last is the node's own
+    except (ValueError, SyntaxError, TypeError):
+        return []
 
 
 def _nothing(number: int, match: RuleMatch, stages: StageGraph) -> RecipeError:
@@ -120,13 +136,14 @@ def _nothing(number: int, match: RuleMatch, stages: StageGraph) -> RecipeError:
         "modality": list(dict.fromkeys(m for s in stages.stages if len(s.modalities) == 1 for m in s.modalities)),
         "op": sorted({node.op_type for _, node in inside}),
         "node": [name for name, _ in inside],
+        "module": list(dict.fromkeys(path for _, node in inside for path in _modules(node))),
     }
     given = match.model_dump(exclude_none=True)
     for key, glob in given.items():
         if not any(fnmatchcase(name, glob) for name in known[key]):
             names = known[key]
             some = ", ".join(names[:_MOST]) + (f", and {len(names) - _MOST} more" if len(names) > _MOST else "")
-            narrowed = len(fitting) < len(stages.stages) and fitting and key in ("op", "node")
+            narrowed = len(fitting) < len(stages.stages) and fitting and key in ("op", "node", "module")
             where = f" in {', '.join(s.name for s in fitting)}" if narrowed else ""
             return RecipeError(
                 f"quantize.rules.{number}: no {key} matches '{glob}'{where} ({_PLURALS[key]}: {some or 'none'}).",

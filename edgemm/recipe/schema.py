@@ -187,11 +187,14 @@ class RuleMatch(Section):
     )
     op: str | None = Field(default=None, description="ONNX operator: Conv, Gemm, MatMul, LSTM.")
     node: str | None = Field(default=None, description="Name of the node, as `edgemm plan --all` shows it.")
+    module: str | None = Field(
+        default=None, description="Path of a torch module, for all that is in it: encoder.layers.*, image.conv1."
+    )
 
     @model_validator(mode="after")
     def _something(self) -> RuleMatch:
         if not self.model_dump(exclude_none=True):
-            raise ValueError("it matches nothing: give stage, modality, op or node")
+            raise ValueError("it matches nothing: give stage, modality, op, node or module")
         return self
 
 

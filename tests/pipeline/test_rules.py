@@ -11,9 +11,14 @@ import onnx_ir as ir
 import pytest
 
 from edgemm.errors import QuantizationError, RecipeError
+from edgemm.partition import partition
 from edgemm.pipeline import ConvertResult, convert
+from edgemm.pipeline.exporting import export
+from edgemm.pipeline.progress import Clock, Silent
 from edgemm.quant.plan import Decision, QuantPlan
+from edgemm.quant.ruled import find_ruled
 from edgemm.recipe import build_recipe
+from edgemm.rewrite.pipeline import rewrite
 
 Convert = Callable[..., ConvertResult]
 BUDGET = {"max_drop": 0.05}
@@ -91,6 +96,26 @@ def test_integers_that_no_matched_node_can_have_are_an_error(convert_onnx: Conve
         convert_onnx(quantize={"rules": [rule("int8", op="Relu")]}, evaluate=BUDGET)
 
 
+def test_a_module_is_matched_with_all_that_is_in_it(model_onnx: Path, tmp_path: Path) -> None:
+    recipe = build_recipe({"model": {"path": model_onnx}}, where="r.yaml")
+    graph, _ = rewrite(export(recipe, None, tmp_path, Silent(), Clock()).graph)
+    stages = partition(graph)
+
+    def matched(module: str) -> set[tuple[str, str]]:
+        rules = build_recipe(
+            {"model": {"path": "m.onnx"}, "quantize": {"rules": [rule("float", module=module)]}}, where="r.yaml"
+        ).quantize.rules
+        return set(find_ruled(rules, stages).rulings)
+
+    gemms = {(s.name, str(n.name)) for s in stages.stages for n in s.model.graph if n.op_type == "Gemm"}
+    assert matched("head") & gemms == {(s, n) for s, n in gemms if s == "fusion"}
+    assert matched("head.0") < matched("head")
+    assert {stage for stage, _ in matched("audio*")} == {"audio"}
+    with pytest.raises(RecipeError, match=r"no module matches 'hed' \(modules: image, image") as caught:
+        matched("hed")
+    assert caught.value.hint == "did you mean 'head'?"
+
+
 @pytest.mark.parametrize(
     ("target", "precision", "message"),
     [
@@ -120,7 +145,10 @@ def test_rules_hold_in_plans_for_tensorrt(convert_onnx: Convert) -> None:
     [
         ({"rules": [rule("int8", op="Conv")], "precision": "fp32"}, "int8 contradicts precision fp32"),
         ({"rules": [rule("float", op="Conv")], "plan": "p.json"}, "a saved plan has decided about every node"),
-        ({"rules": [{"match": {}, "precision": "float"}]}, "it matches nothing: give stage, modality, op or node"),
+        (
+            {"rules": [{"match": {}, "precision": "float"}]},
+            "give stage, modality, op, node or module",
+        ),
         ({"rules": [rule("int3", op="Conv")]}, r"rules\.0\.precision: got 'int3'"),
     ],
 )
