@@ -187,8 +187,8 @@ def _streams(report: Mapping[str, Any]) -> list[str]:
         texts = [f"{fill} ({', '.join(variants)})" if variants else fill for fill, variants in kinds.items()]
         lines.append(f"missing  {modality}: {', '.join(texts)}")
     for head in report.get("heads", ()):
-        variants = ", ".join(head["variants"]) or "no variant"
-        lines.append(f"head     {head['name']}: from {', '.join(head['modalities'])} alone ({variants})")
+        held = ", ".join(head["variants"]) or "no variant"
+        lines.append(f"head     {head['name']}: from {', '.join(head['modalities'])} alone ({held})")
     return lines
 
 
