@@ -9,9 +9,11 @@ import onnx
 import pytest
 from builders import onnx_graph, run_stages, run_whole
 
+from edgemm.backends.targets import find_target
 from edgemm.bake.front import bake, refusal
 from edgemm.bake.verify import check_baked, random_rows, steps_graph
 from edgemm.graph import PREPROCESS, ExportedGraph, serialize
+from edgemm.lint import ERROR, lint
 from edgemm.partition import partition
 from edgemm.preprocess import parse, run
 from edgemm.preprocess.front import InputSteps
@@ -166,3 +168,12 @@ def test_says_what_no_graph_can_do() -> None:
     why = refusal(InputSteps("image", raw, parse([{"resize": {"size": [28, 28]}}])))
     assert why is not None
     assert "known height and width in a graph" in str(why)
+
+
+@pytest.mark.parametrize("chain", ["imagenet", "gray", "edges", "floats", "video", *CLOUDS])
+def test_tensorrt_takes_the_nodes(chain: str) -> None:
+    cloud = TensorSpec("lidar", "float32", (BATCH, 200, 5))
+    raw, steps = CHAINS[chain] if chain in CHAINS else (cloud, [CLOUDS[chain]])
+    graph = steps_graph(InputSteps(raw.name, raw, parse(steps)))
+    found = lint(graph.model, find_target("jetson-orin-agx"))
+    assert [str(f) for f in found if f.severity == ERROR] == []
