@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import wave
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,8 @@ _MAGIC = (
 
 def suffix_of(name: str) -> str:
     """Returns the lower-case suffix of a file name, `".jpg"`, or nothing."""
-    return PurePosixPath(name.replace("\\", "/")).suffix.lower()
+    stem, dot, suffix = name.rpartition(".")
+    return f".{suffix.lower()}" if dot and stem and "/" not in suffix and "\\" not in suffix else ""
 
 
 def sniff(data: bytes) -> str:

@@ -132,11 +132,26 @@ def row_array(table: Table, rule: Rule, cells: Mapping[str, Any], where: str) ->
     """
     if len(rule.at) == 1:
         return _cell(table, rule, cells[rule.at[0]], f"{where}, column '{rule.at[0]}'")
+    numbers = _numbers([cells[column] for column in rule.at])
+    if numbers is not None:
+        return finish(rule, numbers, where)
     plain = Rule(rule.name)
     parts = [_cell(table, plain, cells[column], f"{where}, column '{column}'") for column in rule.at]
     if any(p.dtype.kind == "f" for p in parts):
         parts = [p.astype(np.float32) if p.dtype.kind in "iub" else p for p in parts]
     return finish(rule, join_columns(parts), where)
+
+
+def _numbers(cells: Sequence[Any]) -> np.ndarray | None:
+    """Returns texts that are all numbers as int64 or float32, or None."""
+    if not all(isinstance(cell, str) for cell in cells):
+        return None
+    for kind, dtype in ((int, np.int64), (float, np.float32)):
+        try:
+            return np.asarray([kind(cell) for cell in cells], dtype)
+        except (ValueError, OverflowError):
+            continue
+    return None
 
 
 def _cell(table: Table, rule: Rule, cell: Any, where: str) -> np.ndarray:
@@ -211,13 +226,14 @@ def check_files(table: Table, rules: Mapping[str, Rule]) -> list[str]:
     home = table.base.resolve()
     outside: dict[str, str] = {}
     missing: list[str] = []
-    columns = sorted({c for rule in rules.values() for c in rule.at})
-    for index in range(len(table)):
+    first = table.cells(0) if len(table) else {}
+    columns = sorted({c for rule in rules.values() for c in rule.at if _is_path(table, first.get(c))})
+    for index in range(len(table) if columns else 0):
         cells = table.cells(index)
         for column in columns:
             cell = cells[column]
             path = path_of(table, cell) if isinstance(cell, str) else None
-            if path is None:
+            if path is None:  # an empty cell is told when the row is read
                 continue
             if not path.is_file():
                 missing.append(f"{table.locate(index)}, column '{column}': {cell}")
@@ -232,20 +248,27 @@ def check_files(table: Table, rules: Mapping[str, Rule]) -> list[str]:
     return [f"column '{c}' has paths outside of {table.base}, for example {p}." for c, p in outside.items()]
 
 
+def _is_path(table: Table, cell: Any) -> bool:
+    return isinstance(cell, str) and path_of(table, cell) is not None
+
+
 def _text_classes(table: Table, column: str) -> tuple[str, ...] | None:
-    """Returns the different texts of a column in alphabetical order, or None if they are numbers or paths."""
+    """Returns the different texts of a column in alphabetical order, or None for numbers and paths."""
     found: set[str] = set()
     for index in range(len(table)):
         cell = table.cells(index)[column]
-        if not isinstance(cell, str) or path_of(table, cell) is not None:
+        if not isinstance(cell, str) or path_of(table, cell) is not None or (not found and _is_number(cell)):
             return None
         found.add(cell.strip())
+    return tuple(sorted(found)) if found else None
+
+
+def _is_number(text: str) -> bool:
     try:
-        for text in found:
-            float(text)
+        float(text)
     except ValueError:
-        return tuple(sorted(found))
-    return None
+        return False
+    return True
 
 
 def _numbered(classes: Sequence[str]) -> str:
