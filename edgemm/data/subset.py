@@ -136,8 +136,8 @@ def choose_from(
 ) -> tuple[Choice, dict[str, Any]]:
     """Returns the samples that stand for all of `samples`, and what a card says of the choice.
 
-    Samples with NaN or Inf in an input are not chosen. Labels of more than `count` values, or that are no single
-    whole number or text, are not kept in their shares.
+    Samples with NaN or Inf in an input are not chosen. Labels, single whole numbers or texts, keep their shares where
+    there are no more of them than `count`, or than a tenth of the samples.
 
     Args:
         samples: From `open_samples`.
@@ -153,7 +153,7 @@ def choose_from(
     label = find_label(samples, label)
     sha = hashlib.sha256()
     kept, labels, found = _read(samples, label, encoders, sha, step)
-    stratify = label is not None and len(set(labels)) <= count
+    stratify = label is not None and len(set(labels)) <= max(count, len(kept) // 10)
     choice = choose(
         found.joined() if found.parts else np.zeros((len(kept), 1)),
         labels if stratify else [""] * len(kept),
