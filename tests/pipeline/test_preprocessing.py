@@ -72,7 +72,7 @@ def hosted(trained_folder: Path, raw: Sections, tmp_path_factory: pytest.TempPat
     return convert(recipe(trained_folder, raw, bake=False) | {"layout": "whole"}, output)
 
 
-@pytest.mark.parametrize("kind", ["baked", "hosted"])
+@pytest.mark.parametrize("kind", ["baked", pytest.param("hosted", marks=pytest.mark.slow)])
 def test_takes_raw_images(kind: str, request: pytest.FixtureRequest, fp32: ConvertResult, raw: Sections) -> None:
     bundle = request.getfixturevalue(kind).path
     with np.load(raw["eval"]) as arrays:
@@ -93,6 +93,7 @@ def test_takes_raw_images(kind: str, request: pytest.FixtureRequest, fp32: Conve
     np.testing.assert_allclose(streamed["logits"], want["logits"][:1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_bundle_tells(baked: ConvertResult, hosted: ConvertResult) -> None:
     for result, by in ((baked, "graph"), (hosted, "host")):
         manifest = read_manifest(result.path)
@@ -104,6 +105,7 @@ def test_the_bundle_tells(baked: ConvertResult, hosted: ConvertResult) -> None:
         assert len(manifest.preprocess) == (by == "host")
 
 
+@pytest.mark.slow
 def test_blank_is_a_dark_image(baked: ConvertResult, hosted: ConvertResult, raw: Sections) -> None:
     """A silent camera gives zeros: raw zeros, or what the steps make of them."""
     with np.load(raw["eval"]) as arrays:
@@ -119,6 +121,7 @@ def test_blank_is_a_dark_image(baked: ConvertResult, hosted: ConvertResult, raw:
     np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bundle_takes_the_place_of_another(hosted: ConvertResult, baked: ConvertResult, raw: Sections) -> None:
     with np.load(raw["eval"]) as arrays:
         feed = {"image": arrays["image"][:2], "audio": arrays["audio"][:2]}
