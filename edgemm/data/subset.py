@@ -136,8 +136,8 @@ def choose_from(
 ) -> tuple[Choice, dict[str, Any]]:
     """Returns the samples that stand for all of `samples`, and what a card says of the choice.
 
-    Samples with NaN or Inf in an input are not chosen. Labels, single whole numbers or texts, keep their shares where
-    there are no more of them than `count`, or than a tenth of the samples.
+    Samples with NaN or Inf in an input are not chosen. Labels, single whole numbers or texts, keep their shares
+    where there are no more of them than `count`, or than a tenth of the samples.
 
     Args:
         samples: From `open_samples`.
