@@ -23,7 +23,7 @@ CELLS, AHEAD = 40, 2.0
 STRIDE = 2
 """Pixels per cell of the camera's depth map."""
 REACH = 42.0
-SPLITS = {"train": 1600, "calib": 250, "eval": 500}
+SPLITS = {"train": 1200, "calib": 250, "eval": 500}
 
 
 def load(share: float = 1.0) -> dict[str, Arrays]:

@@ -35,7 +35,7 @@ _INDEX = {word: i for i, word in enumerate(WORDS)}
 SIDE, TURNS, LENGTH = 64, 4, 64
 EMPTY = 10
 """What stands in a quarter without a digit, in `quarters`."""
-SPLITS = {"train": 6000, "calib": 60, "eval": 300}
+SPLITS = {"train": 4000, "calib": 60, "eval": 300}
 IMAGES = {"train": 3400, "calib": 600, "eval": 1000}
 
 

@@ -3,7 +3,7 @@
     camera [B,3,32,96] ─▶ convolutions ─▶ [24,16,48] ─┐
                                                        lift ─▶ [24,40,40] ─┐
     lidar  depth [B,1,16,48] ─────────────────────────┘                    concat ─▶ convolutions ─▶ logits
-           pillars [B,5,40,40] ─▶ convolutions ─▶ [32,40,40] ──────────────┘                         [B,4,40,40]
+           pillars [B,5,40,40] ─▶ convolutions ─▶ [24,40,40] ──────────────┘                         [B,4,40,40]
 
 The lift reads the lidar in the middle of the camera's branch: a cross edge between the encoders. As in Lift,
 Splat, Shoot (Philion and Fidler 2020) with measured depth in the place of a predicted one, and BEVFusion's concat
@@ -65,13 +65,13 @@ class CameraLidar(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.camera = nn.Sequential(block(3, 24, 2), block(24, 32), block(32, 24))
-        self.lidar = nn.Sequential(block(5, 32), block(32, 32))
+        self.camera = nn.Sequential(block(3, 16, 2), block(16, 24), block(24, 24))
+        self.lidar = nn.Sequential(block(5, 24), block(24, 24))
         self.lift = Lift()
-        self.down = nn.Sequential(block(24 + 32, 64, 2), block(64, 64), block(64, 64), block(64, 48))
-        self.level = nn.Sequential(nn.Conv2d(24 + 32, 32, 1), nn.ReLU())
+        self.down = nn.Sequential(block(24 + 24, 48, 2), block(48, 48), block(48, 48))
+        self.level = nn.Sequential(nn.Conv2d(24 + 24, 16, 1), nn.ReLU())
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
-        self.head = nn.Sequential(block(48 + 32, 32), nn.Conv2d(32, CLASSES, 1))
+        self.head = nn.Sequential(block(48 + 16, 24), nn.Conv2d(24, CLASSES, 1))
 
     def forward(self, camera: torch.Tensor, pillars: torch.Tensor, depth: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns `logits` `[B,4,40,40]`, the class of every square metre ahead."""
@@ -89,7 +89,7 @@ def train(
     model: nn.Module,
     data: Mapping[str, torch.Tensor],
     *,
-    epochs: int = 9,
+    epochs: int = 8,
     batch: int = 16,
     rate: float = 4e-3,
     report: Callable[[str], None] = lambda line: None,

@@ -135,8 +135,8 @@ def train(
     model: CaptionDialogue,
     data: Mapping[str, torch.Tensor],
     *,
-    epochs: int = 12,
-    batch: int = 48,
+    epochs: int = 9,
+    batch: int = 32,
     rate: float = 3e-3,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:

@@ -20,7 +20,7 @@ def make(place: Path, *, quick: bool = False) -> None:
     """Writes `model.pt2`, `calib.npz`, `eval.npz` and, for greedy decoding, `dialogues.npz` to `place`."""
     splits = dataset.load(0.05 if quick else 1.0)
     model = reference.build()
-    reference.train(model, tensors(splits["train"]), epochs=2 if quick else 12, report=note)
+    reference.train(model, tensors(splits["train"]), epochs=2 if quick else 9, report=note)
     save_data(place, {s: dataset.steps(splits[s], 5 if quick else count) for s, count in DIALOGUES.items()})
     save_arrays(place / "dialogues.npz", splits["eval"])
     sample = {
