@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from edgemm.bake.front import bake, refusal
-from edgemm.bake.verify import OPSET, check_baked
+from edgemm.bake.verify import OPSET, check_baked, fitting_rows
 from edgemm.bundle import Manifest
 from edgemm.data import Blank, Source, blank_values, describe
 from edgemm.data.processed import Processed
 from edgemm.errors import EdgemmError, RecipeError
-from edgemm.export.request import DynamicReport, ExportResult
+from edgemm.export.request import DynamicDim, DynamicReport, ExportResult
 from edgemm.pipeline.progress import Progress
 from edgemm.preprocess.front import InputSteps, fitted
 from edgemm.preprocess.registry import files_of, parse, to_json
@@ -156,7 +156,9 @@ def bake_preprocessing(
     for way in found.host:
         progress.step("preprocess", f"{way}, on the host")
     graph = bake(exported.graph, found.baked)
-    return replace(exported, graph=graph, dynamic=_dynamic(exported.dynamic, found.baked)), found
+    dynamic = _dynamic(exported.dynamic, found.baked)
+    opened = _open_sizes(found.baked + found.host, source)
+    return replace(exported, graph=graph, dynamic=replace(dynamic, dynamic=(*dynamic.dynamic, *opened))), found
 
 
 def _for_opset(found: Preprocessing, opset: int) -> Preprocessing:
@@ -253,6 +255,19 @@ def _rows(way: InputSteps, source: Source | None) -> np.ndarray | None:
     rows = [np.asarray(source[i][way.raw.name]) for i in range(min(len(source), ROWS))]
     rows = [row for row in rows if row.shape == rows[0].shape]
     return np.stack(rows)
+
+
+def _open_sizes(ways: tuple[InputSteps, ...], source: Source | None) -> tuple[DynamicDim, ...]:
+    """Returns the open sizes of raw arrays, with one that the steps are known to take."""
+    result = {}
+    for way in ways:
+        opened = [(axis, dim) for axis, dim in enumerate(way.raw.shape) if axis and isinstance(dim, str)]
+        if opened:
+            rows = _rows(way, source)
+            rows = fitting_rows(way) if rows is None else rows
+            for axis, dim in opened:
+                result[way.raw.name, axis] = DynamicDim(way.raw.name, axis, dim, (rows.shape[axis],))
+    return tuple(result.values())
 
 
 def _dynamic(report: DynamicReport, baked: tuple[InputSteps, ...]) -> DynamicReport:

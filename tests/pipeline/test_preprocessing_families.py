@@ -12,10 +12,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from edgemm.bake.verify import fitting_rows
+from edgemm.bundle import read_manifest
 from edgemm.errors import DataError, RecipeError
 from edgemm.pipeline import ConvertResult, convert
 from edgemm.preprocess import parse, run
+from edgemm.preprocess.front import InputSteps
 from edgemm.runtime import open_session
+from edgemm.tensors import TensorSpec
 
 SOUND: list[Any] = [
     "pcm",
@@ -174,3 +178,10 @@ def test_a_filter_over_a_window_of_open_length_runs_on_the_host_or_is_refused(pl
     options["inputs"]["motion"]["raw"] = {"dtype": "int16", "shape": ["time", 6]}
     with pytest.raises(RecipeError, match=r"inputs\.motion\.bake is true: .*windows of a fixed length"):
         convert(options, place / "open.edgemm")
+
+
+def test_an_open_length_is_told_with_one_that_fits(place: Path, made: ConvertResult) -> None:
+    (dim,) = [d for d in read_manifest(made.path).info["dynamic"]["dynamic"] if d["symbol"] == "samples"]
+    assert dim == {"tensor": "sound", "axis": 1, "symbol": "samples", "checked": [6615]}
+    way = InputSteps("bands", TensorSpec("sound", "int16", ("batch", "samples")), parse(SOUND))
+    assert fitting_rows(way).shape == (2, 1024)  # 16 samples have no frame
