@@ -57,6 +57,13 @@ PACKAGES = (
     Package("safetensors", "safetensors", "convert", "0.4"),
     Package("scikit-learn", "sklearn", "convert", "1.4"),
     Package("matplotlib", "matplotlib", "convert", "3.8"),
+    Package("pillow", "PIL", "images", "10"),
+    Package("soundfile", "soundfile", "audio", "0.12"),
+    Package("pyarrow", "pyarrow", "arrow", "14"),
+    Package("mcap", "mcap", "robotics", "1.6"),
+    Package("mcap-ros2-support", "mcap_ros2", "robotics", "0.5"),
+    Package("mcap-protobuf-support", "mcap_protobuf", "robotics", "0.5"),
+    Package("rosbags", "rosbags", "robotics", "0.10"),
 )
 
 EXTRAS = {
@@ -67,6 +74,10 @@ EXTRAS = {
     "rtx": "build and run TensorRT for RTX engines",
     "loadgen": "profile under MLPerf's LoadGen",
     "convert": "convert, quantize and inspect models (torch, ONNX)",
+    "images": "read samples from images",
+    "audio": "read samples from audio other than PCM wav",
+    "arrow": "read samples from Parquet and Hugging Face datasets",
+    "robotics": "read samples from MCAP and rosbag2 recordings",
 }
 
 _PROBE = """
