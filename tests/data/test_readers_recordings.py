@@ -229,6 +229,25 @@ def test_json_messages_compressed_images_and_audio(tmp_path):
     assert samples[2]["image"].tolist() == [[7, 7], [7, 7]]
 
 
+def test_protobuf_messages(tmp_path):
+    from google.protobuf.timestamp_pb2 import Timestamp
+    from google.protobuf.wrappers_pb2 import FloatValue
+
+    writer = pytest.importorskip("mcap_protobuf.writer")
+    with (tmp_path / "a.mcap").open("wb") as file, writer.Writer(file) as out:
+        for k in range(3):
+            at = 10**9 + k * 10**8
+            out.write_message("/speed", FloatValue(value=k / 2), at, at)
+            out.write_message("/clock", Timestamp(seconds=k, nanos=7), at, at)
+    (tmp_path / "d.yaml").write_text(
+        "source: a.mcap\ninputs: {speed: {topic: /speed}, clock: {topic: /clock, field: [seconds, nanos]}}"
+    )
+    samples = open_samples(str(tmp_path / "d.yaml"))
+    assert len(samples) == 3
+    assert float(samples[2]["speed"]) == 1.0
+    assert samples[2]["clock"].tolist() == [2, 7]
+
+
 @pytest.mark.slow
 def test_a_recording_converts_and_says_what_it_left_out(trained_folder, tmp_path, capsys):
     from rosbags.rosbag2 import StoragePlugin, Writer
