@@ -45,7 +45,7 @@ from edgemm.quant.plan import HALF
 from edgemm.quant.ruled import find_ruled
 from edgemm.quant.tensorrt.placement import TARGET as TENSORRT_PLAN
 from edgemm.recipe import Recipe, build_recipe
-from edgemm.recipe.schema import QuantizeRule
+from edgemm.recipe.rules import QuantizeRule
 from edgemm.rewrite.pipeline import rewrite
 
 RARE = ("fp8", "int4")

@@ -13,7 +13,7 @@ from edgemm.errors import QuantizationError, RecipeError, did_you_mean
 from edgemm.partition import Stage, StageGraph
 from edgemm.quant.plan import FLOAT, QuantPlan
 from edgemm.quant.tensors import named_nodes
-from edgemm.recipe.schema import QuantizeRule, RuleMatch
+from edgemm.recipe.rules import QuantizeRule, RuleMatch
 
 Node = tuple[str, str]
 """Stage name, node name."""

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from edgemm.recipe.schema import Recipe, Section
+from edgemm.recipe.schema import Recipe
+from edgemm.recipe.section import Section
 
 ANY = "NAME"
 """Stands for a key that the user chooses, an input's name for example."""

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgemm.data import Blank
 from edgemm.errors import DataError, EdgemmError, did_you_mean
 from edgemm.preprocess.registry import parse
 from edgemm.profiling.budget import parse_budget
+from edgemm.recipe.rules import QuantizeRule
+from edgemm.recipe.section import Section
 from edgemm.runtime.heads import head_name
 from edgemm.runtime.stand_ins import STORED
 from edgemm.runtime.stream_policy import FILLS, Drop
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Precision = Literal["auto", "fp32", "fp16", "int8", "fp8", "int4"]
-RulePrecision = Literal["float", "int8", "int8-dynamic", "int8-weight", "int4-weight", "fp16"]
 Layout = Literal["auto", "staged", "whole", "both"]
 Engine = Literal["auto", "onnxruntime", "openvino"]
 Objective = Literal["latency", "size", "accuracy"]
@@ -28,12 +29,6 @@ Sizes = tuple[int, int, int]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: immutable, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class AboutSection(Section):
@@ -176,41 +171,6 @@ class ExportSection(Section):
     opset: int | None = Field(default=None, ge=18, description="ONNX opset; default: the exporter's.")
     absolute_tolerance: float = Field(default=1e-4, gt=0, description="Parity: largest absolute difference.")
     relative_tolerance: float = Field(default=1e-3, ge=0, description="Parity: plus this share of max |output|.")
-
-
-class RuleMatch(Section):
-    """Which nodes a rule is about: those that fit all that is given; `*` and `?` stand for anything."""
-
-    stage: str | None = Field(default=None, description="Name of the stage, as `edgemm inspect` shows it.")
-    modality: str | None = Field(
-        default=None, description="Stages that see this modality and no other: its encoder."
-    )
-    op: str | None = Field(default=None, description="ONNX operator: Conv, Gemm, MatMul, LSTM.")
-    node: str | None = Field(default=None, description="Name of the node, as `edgemm plan --all` shows it.")
-    module: str | None = Field(
-        default=None, description="Path of a torch module, for all that is in it: encoder.layers.*, image.conv1."
-    )
-
-    @model_validator(mode="after")
-    def _something(self) -> RuleMatch:
-        if not self.model_dump(exclude_none=True):
-            raise ValueError("it matches nothing: give stage, modality, op, node or module")
-        return self
-
-
-class QuantizeRule(Section):
-    """The precision of some nodes, whatever the search would choose for them."""
-
-    match: RuleMatch = Field(description="Which nodes.")
-    precision: RulePrecision = Field(
-        description="float: never quantized; float32 on NVIDIA targets. CPU targets, where the node can have it: "
-        "int8, int8-dynamic (a scale per call), int8-weight, int4-weight. NVIDIA targets: fp16, not quantized."
-    )
-
-    @property
-    def integer(self) -> bool:
-        """Whether it asks for integers."""
-        return self.precision.startswith("int")
 
 
 class QuantizeSection(Section):

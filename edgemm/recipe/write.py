@@ -11,7 +11,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from edgemm.recipe.fields import has_free_keys, is_list, section_in
-from edgemm.recipe.schema import Recipe, Section
+from edgemm.recipe.schema import Recipe
+from edgemm.recipe.section import Section
 
 SCHEMA_FILE = "recipe.schema.json"
 """Name under which editors look for the schema, beside the recipe."""
