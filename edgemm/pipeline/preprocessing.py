@@ -9,23 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from edgemm.backends.targets import find_targets
 from edgemm.bake.front import bake, refusal
 from edgemm.bake.verify import OPSET, check_baked, fitting_rows
 from edgemm.bundle import Manifest
 from edgemm.data import Blank, Source, blank_values, describe
 from edgemm.data.processed import Processed
-from edgemm.errors import EdgemmError, RecipeError
+from edgemm.errors import DataError, EdgemmError, RecipeError
 from edgemm.export.request import DynamicDim, DynamicReport, ExportResult
 from edgemm.pipeline.progress import Progress
 from edgemm.preprocess.front import InputSteps, fitted
 from edgemm.preprocess.registry import files_of, parse, to_json
-from edgemm.preprocess.step import Step
+from edgemm.preprocess.step import Step, blank_of
 from edgemm.recipe import Recipe
 from edgemm.recipe.schema import InputSection
 from edgemm.tensors import BATCH, Dim, IOSpec, TensorSpec
 
 FOLDER = "preprocess"
 """Folder in a bundle of the files that steps read."""
+
+_NOT_IN_TENSORRT = ("int16", "uint16", "uint32", "uint64")
+"""What sensors give and TensorRT has no tensors of."""
 
 ROWS = 4
 """Samples on which baked steps are compared with the reference."""
@@ -70,7 +74,7 @@ class Preprocessing:
         for way in self.baked:
             section = inputs.pop(way.input)
             known = inputs.get(way.raw.name, section)
-            inputs[way.raw.name] = known.model_copy(update={"blank": known.blank or "zeros"})
+            inputs[way.raw.name] = known.model_copy(update={"blank": known.blank or blank_of(way.steps)})
         for way in self.host:
             blank = _blank_row(way, inputs[way.input], source, recipe.data.seed, folder)
             inputs[way.input] = inputs[way.input].model_copy(update={"blank": blank})
@@ -117,7 +121,7 @@ def read_preprocessing(recipe: Recipe, source: Source | None) -> Preprocessing:
         raw = _raw(name, section, seen)
         way = ways[name] = InputSteps(name, raw, parse(section.preprocess))
         _ = way.made  # every step takes what the one before it gives
-        why = refusal(way)
+        why = refusal(way) or _unknown_to_tensorrt(way, recipe)
         if why is not None and section.bake:
             raise RecipeError(f"inputs.{name}.bake is true: {why}", hint=why.hint)
         if why is not None and section.bake is None:
@@ -127,6 +131,19 @@ def read_preprocessing(recipe: Recipe, source: Source | None) -> Preprocessing:
     baked = tuple(w for w in ways.values() if w.raw.name not in on_host)
     demanded = frozenset(name for name, section in sections.items() if section.bake)
     return Preprocessing(baked, tuple(w for w in ways.values() if w.raw.name in on_host), tuple(notes), demanded)
+
+
+def _unknown_to_tensorrt(way: InputSteps, recipe: Recipe) -> DataError | None:
+    """Returns why a graph with this raw array cannot be built for one of the targets; None if it can."""
+    if way.raw.dtype not in _NOT_IN_TENSORRT:
+        return None
+    names = [t.name for t in find_targets(recipe.target) if t.module is not None]
+    if not names:
+        return None
+    return DataError(
+        f"input '{way.raw.name}': TensorRT takes no {way.raw.dtype}, and {names[0]} is a target.",
+        hint=f"feed int32: `raw: {{dtype: int32, ...}}`, for sound with `pcm: {{bits: {way.raw.dtype[-2:]}}}`",
+    )
 
 
 def bake_preprocessing(
@@ -197,7 +214,7 @@ def _blank_row(
     if way.raw.dtype == "str" or samples is None:
         return None
     raw_io = IOSpec((way.raw,), (), {way.raw.name: way.input}, batch=way.raw.shape[0])
-    blank = Blank.parse(section.blank or "zeros")
+    blank = Blank.parse(section.blank or blank_of(way.steps))
     values = blank_values(raw_io, samples, {way.raw.name: blank}, seed)
     row = way.row(values.row(way.raw.name, samples[0][way.raw.name], 0))
     file = folder / f"blank-{way.input.replace('/', '_')}.npy"

@@ -14,10 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgemm.bake.verify import fitting_rows
 from edgemm.bundle import read_manifest
+from edgemm.data import open_samples
 from edgemm.errors import DataError, RecipeError
 from edgemm.pipeline import ConvertResult, convert
+from edgemm.pipeline.preprocessing import read_preprocessing
 from edgemm.preprocess import parse, run
 from edgemm.preprocess.front import InputSteps
+from edgemm.recipe import build_recipe
 from edgemm.runtime import open_session
 from edgemm.tensors import TensorSpec
 
@@ -185,3 +188,21 @@ def test_an_open_length_is_told_with_one_that_fits(place: Path, made: ConvertRes
     assert dim == {"tensor": "sound", "axis": 1, "symbol": "samples", "checked": [6615]}
     way = InputSteps("bands", TensorSpec("sound", "int16", ("batch", "samples")), parse(SOUND))
     assert fitting_rows(way).shape == (2, 1024)  # 16 samples have no frame
+
+
+def test_int16_stays_on_the_host_where_tensorrt_is_a_target(place: Path) -> None:
+    sections = recipe(place) | {"target": ["cpu", "jetson-orin-agx"]}
+    sections["inputs"]["motion"].pop("bake")
+    source = open_samples(str(place / "raw.npz"))
+    found = read_preprocessing(build_recipe(sections, where="test"), source)
+    assert found.baked == ()
+    assert "TensorRT takes no int16, and jetson-orin-agx is a target" in " ".join(found.notes)
+    sections["inputs"]["bands"]["bake"] = True
+    with pytest.raises(RecipeError, match="TensorRT takes no int16") as caught:
+        read_preprocessing(build_recipe(sections, where="test"), source)
+    assert "pcm: {bits: 16}" in caught.value.hint
+    sections["inputs"]["bands"] |= {
+        "raw": {"dtype": "int32", "shape": ["samples"]},
+        "preprocess": [{"pcm": {"bits": 16}}, *SOUND[1:]],
+    }
+    assert [w.input for w in read_preprocessing(build_recipe(sections, where="test"), source).baked] == ["bands"]
