@@ -25,6 +25,8 @@ A step is a frozen, slotted dataclass, in the file of its family: `image`, `poin
 - **output** takes and gives name, dtype (`"str"` for text) and shape with the batch at axis 0, where a size may be
   a symbolic name; what does not fit is an error by `edgemm.preprocess.step.refuse`. A size that is computed from a
   symbolic one gets a new name, made of `spec.name`, which stays. `apply` gives what `output` promised.
+- **blank**, a `ClassVar[str]` of a step that may be the first: what its sensor gives when it is silent, as
+  `inputs.NAME.blank` says it, where that is not zeros.
 - **STEPS** in `registry` has one row for each step: its name in recipes, and `"module:Class"`.
 - A step that a graph can compute has an emitter, a row in `edgemm.bake.registry.EMITTERS`:
 

@@ -1,14 +1,14 @@
 """Steps for point clouds: `[batch, points, values]` in float32, x, y and z in metres first, then intensity.
 
-Points outside of the range, and those with NaN in x, y or z, count nowhere: pad clouds of different size with NaN.
-A grid has a row for each step in y and a column for each in x.
+Points outside of the range count nowhere, nor do those with NaN in x, y or z: clouds of different size are filled
+up with points far away (`FAR`), and a lidar that is silent sees nothing but such. A grid has a row for each step in y and a column for each in x.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from edgemm.tensors import TensorSpec
 Range = tuple[float, float, float, float, float, float]
 Array = npt.NDArray[np.float32]
 Channel = Literal["height", "intensity", "density", "count"]
+
+FAR = "constant:1e9"
+"""What a silent lidar gives; zeros would be points at its own place."""
 
 DENSE = 64
 """Points in a cell of density 1 (Chen et al., MV3D, 2017)."""
@@ -40,6 +43,8 @@ class Bev:
         cell: Side of a cell in metres.
         channels: In order.
     """
+
+    blank: ClassVar[str] = FAR
 
     range: Range
     cell: float
@@ -84,6 +89,8 @@ class Pillars:
         give: `features` float32 `[batch, pillars, points, values + 5]`, `indices` int64 `[batch, pillars, 2]` (row
             and column, -1 where there is no pillar), or `counts` int64 `[batch, pillars]` of points that are kept.
     """
+
+    blank: ClassVar[str] = FAR
 
     range: Range
     cell: float

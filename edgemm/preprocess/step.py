@@ -27,6 +27,11 @@ class Step(Protocol):
         ...
 
 
+def blank_of(steps: Sequence[Step]) -> str:
+    """Returns what the sensor in front of steps gives when it is silent: `blank` of the first step, else zeros."""
+    return str(getattr(steps[0], "blank", "zeros")) if steps else "zeros"
+
+
 def name_of(step: Step) -> str:
     """Returns the name of a step in recipes, from its class: `CenterCrop` is `center_crop`."""
     text = type(step).__name__

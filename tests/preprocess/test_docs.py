@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,8 @@ def test_recipes_are_valid() -> None:
 def test_every_option_is_described_where_it_is_defined(name: str) -> None:
     cls: Any = step_class(name)
     described = "".join(c.__doc__ or "" for c in cls.__mro__)
-    for option in typing.get_type_hints(cls):
-        assert re.search(rf"^\s+{option}: ", described, re.MULTILINE), option
+    for field in dataclasses.fields(cls):
+        assert re.search(rf"^\s+{field.name}: ", described, re.MULTILINE), field.name
 
 
 if __name__ == "__main__":

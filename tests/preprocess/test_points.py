@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from edgemm.data import Blank
 from edgemm.errors import DataError, RecipeError
-from edgemm.preprocess import output_of, parse
+from edgemm.preprocess import output_of, parse, run
 from edgemm.preprocess.points import Bev, Pillars
+from edgemm.preprocess.step import blank_of
 from edgemm.tensors import TensorSpec
 
 BOX = (-8.0, -6.0, -3.0, 8.0, 6.0, 3.0)
@@ -78,6 +80,14 @@ def test_room_for_more_pillars_than_there_are() -> None:
     step = Pillars(BOX, 2.0, 48, 2, "indices")
     assert [tuple(i) for i in step.apply(points)[0][:2]] == [(3, 4), (-1, -1)]
     assert not Pillars(BOX, 2.0, 48, 2).apply(points)[0, 1:].any()
+
+
+def test_a_silent_lidar_sees_nothing() -> None:
+    steps = parse([{"bev": {"range": list(BOX), "cell": 0.5}}])
+    blank = Blank.parse(blank_of(steps))
+    points = np.full((1, 9, 4), blank.value, np.float32)
+    assert not run(steps, points).any()
+    assert run(steps, np.zeros_like(points)).any()
 
 
 def test_the_far_border_is_outside() -> None:
