@@ -1,7 +1,8 @@
 """Steps for point clouds: `[batch, points, values]` in float32, x, y and z in metres first, then intensity.
 
 Points outside of the range count nowhere, nor do those with NaN in x, y or z: clouds of different size are filled
-up with points far away (`FAR`), and a lidar that is silent sees nothing but such. A grid has a row for each step in y and a column for each in x.
+up with points far away (`FAR`), and a lidar that is silent sees nothing but such. A grid
+has a row for each step in y and a column for each in x.
 """
 
 from __future__ import annotations
