@@ -37,6 +37,7 @@ from recipes.prepare import (
     read_recipe,
     recipe_at,
     recipe_names,
+    trained_in,
     training_digest,
 )
 
@@ -105,14 +106,10 @@ def make(work: Work) -> Record:
         RecipeError: A step fails; the record of an earlier time stays as it is.
     """
     digest = work.digest()
-    trained = is_prepared(work.name, work.place, work.way)
-    start = time.perf_counter()
     quick = ("--quick",) if work.way.quick else ()
     own = ("--data-root", str(work.way.data_root)) if work.way.data_root else ()
     with console.status(f"{work.name}: training"):
         _run("recipes.prepare", work.name, "--folder", str(work.folder), *quick, *own)
-    seconds = time.perf_counter() - start
-    _write_seconds(work.place, seconds, trained)
     start = time.perf_counter()
     with console.status(f"{work.name}: converting"):
         recipe = str(recipe_at(work.name, work.place))
@@ -120,7 +117,7 @@ def make(work: Work) -> Record:
     record = {"recipe": work.name, "inputs": digest, "trained": work.way.mark, **summary(result)}
     record["also"] = _also(work)
     record["seconds"] = {
-        "train": json.loads((work.place / "seconds.json").read_text()),
+        "train": trained_in(work.place),
         "convert": round(time.perf_counter() - start, 1),
     }
     record |= _made_by()
@@ -140,19 +137,10 @@ def _run(module: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _write_seconds(place: Path, seconds: float, trained: bool) -> None:
-    """Keeps how long the training took, which a run that finds it done does not know."""
-    file = place / "seconds.json"
-    if not trained:
-        file.write_text(json.dumps(round(seconds, 1)))
-    elif not file.exists():
-        file.write_text("null")
-
-
 def summary(result: Record) -> Record:
     """Returns the small part of what `edgemm convert --json` prints that the catalogue is made of."""
     shipped = next(v for v in result["variants"] if v["refused"] is None)
-    accuracy, latency = shipped["accuracy"], shipped["latency"]
+    accuracy, latency = shipped["accuracy"], shipped["latency"] or {}
     before, after = result["float_size_bytes"], shipped["size_bytes"]
     return {
         "modalities": sorted({i["modality"] for i in result["inputs"] if i.get("modality")}),
@@ -160,7 +148,7 @@ def summary(result: Record) -> Record:
         "metric": accuracy["metric"],
         "samples": accuracy["samples"],
         "accuracy": {key: _short(accuracy[key]) for key in ("float", "variant", "drop", "budget")},
-        "latency": {key: _short(latency[key]) for key in ("float_ms", "variant_ms", "ratio")},
+        "latency": {key: _short(latency.get(key)) for key in ("float_ms", "variant_ms", "ratio")},
         "size": {"float_bytes": before, "edge_bytes": after, "ratio": _short(after / before)},
         "ships": {key: shipped[key] for key in ("name", "precision", "layout", "decisions")},
         "refused": {v["name"]: v["refused"] for v in result["variants"] if v["refused"]},
@@ -186,6 +174,7 @@ def _also(work: Work) -> dict[str, float | None]:
     from importlib import import_module
 
     from edgemm.data import open_samples
+    from edgemm.errors import EdgemmError
     from edgemm.metrics import evaluate, metric
     from edgemm.runtime import open_session
 
@@ -195,9 +184,11 @@ def _also(work: Work) -> dict[str, float | None]:
         for name in import_module(f"recipes.training.{work.name}").ALSO:
             chosen = metric(str(RECIPES / name) if ".py:" in name else name)
             output = fields["evaluate"].get("output")
-            scores[name.rpartition(":")[2]] = _short(
-                evaluate(session.run, session.io, samples, chosen, label=label, output=output, batch=1)
-            )
+            try:
+                score = evaluate(session.run, session.io, samples, chosen, label=label, output=output, batch=1)
+            except EdgemmError as error:
+                raise RecipeError(f"{name} of ALSO: {error}") from error
+            scores[name.rpartition(":")[2]] = _short(score)
     return scores
 
 

@@ -15,6 +15,7 @@ import importlib
 import inspect
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,12 @@ def is_prepared(name: str, place: Path, way: Way = USUAL) -> bool:
     return not made_by.exists() or made_by.read_text() == training_digest(name)
 
 
+def trained_in(place: Path) -> float | None:
+    """Returns how many seconds the data and the training took, or None where that was not kept."""
+    file = place / "seconds"
+    return float(file.read_text()) if file.exists() else None
+
+
 def prepare(name: str, folder: Path | None = None, way: Way = USUAL) -> Path:
     """Returns the folder with a recipe's model and data, which are made unless they are there already.
 
@@ -172,7 +179,9 @@ def prepare(name: str, folder: Path | None = None, way: Way = USUAL) -> Path:
             raise RuntimeError(f"'{name}' has its own data and reads none from {way.data_root}.")
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
+        start = time.perf_counter()
         make(place, quick=way.quick, **own)
+        (place / "seconds").write_text(f"{time.perf_counter() - start:.1f}")
         (place / "complete").write_text(way.mark)
     if not (place / "made_by").exists():
         (place / "made_by").write_text(training_digest(name))
