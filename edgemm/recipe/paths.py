@@ -71,8 +71,7 @@ def missing_files(text: RecipeText, folder: Path) -> list[Problem]:
         if path.exists():
             continue
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        about = {"data": "samples", "model": "model", "quantize": "plan"}.get(str(loc[0]), "file")
-        hint = did_you_mean(path.name, near, f"make it, or name another {about}; paths are relative to the recipe")
+        hint = did_you_mean(path.name, near, "make it, or name another; paths are relative to the recipe")
         result.append(Problem(text.origin, dotted(loc), f"there is no file '{name}'", hint, text.place(loc)))
     return result
 
