@@ -9,7 +9,7 @@ RTX := $(VENV)/.rtx
 RTX_TESTS := tests/backends/test_tensorrt_rtx.py tests/backends/test_device_rtx.py tests/quant/tensorrt tests/lint/test_lint_against_builder.py \
 	tests/pipeline/test_tensorrt_engines.py tests/runtime/test_trt_real_module.py
 
-.PHONY: setup demo demo-rtx recipes test test-slow test-rtx test-gpu test-aarch64 check format bench bench-runtime soak clean help
+.PHONY: setup demo demo-rtx docs recipes test test-slow test-rtx test-gpu test-aarch64 check format bench bench-runtime soak clean help
 
 help:            ## list the targets
 	@grep -E '^[a-z0-9-]+: .*##|^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -53,6 +53,11 @@ $(RTX): $(STAMP)
 
 test-rtx: $(RTX)  ## build engines with the real TensorRT-RTX, which needs no GPU for that
 	$(BIN)/pytest $(RTX_TESTS)
+
+docs: $(STAMP)   ## the guides as a site in build/site
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+	@echo build/site/index.html
 
 test-gpu: $(STAMP)  ## on a machine with an NVIDIA GPU: the runtime, and every variant against the CPU, with times
 	$(BIN)/pytest -m gpu -rs -s tests/gpu
