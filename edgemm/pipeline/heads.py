@@ -26,6 +26,7 @@ from edgemm.pipeline.progress import Clock, Silent
 from edgemm.recipe import Recipe
 from edgemm.recipe.schema import ModelSection
 from edgemm.rewrite.pipeline import rewrite
+from edgemm.runtime.heads import head_name
 from edgemm.tensors import IOSpec, TensorSpec
 
 BACKEND = "onnxruntime"
@@ -47,6 +48,45 @@ class Head:
 
     entry: HeadEntry
     file: Path
+
+
+def check_fills_of_heads(recipe: Recipe) -> None:
+    """Checks, before anything is loaded, that heads which streams fill with are there.
+
+    Raises:
+        RecipeError: One is not.
+    """
+    heads = recipe.missing.heads
+    for modality, fill in (recipe.stream.optional or {}).items():
+        if (head := head_name(fill)) is not None and head not in heads:
+            raise RecipeError(
+                f"stream: optional: the fill of '{modality}' is '{fill}', which missing.heads does not have.",
+                hint=did_you_mean(head, heads, f"add --head {head}=MODEL (missing.heads in a recipe)"),
+            )
+
+
+def check_heads(recipe: Recipe, io: IOSpec) -> None:
+    """Checks that heads can be had of this model, with this data and layout.
+
+    Raises:
+        RecipeError: They cannot, with the reason.
+    """
+    heads = tuple(recipe.missing.heads)
+    if heads and io.states:
+        raise RecipeError(
+            f"missing.heads: '{heads[0]}' cannot stand in: the model keeps states, which would be lost.",
+            hint="leave it out, and use another fill: mean, last, zeros, constant:VALUE or blank",
+        )
+    if heads and recipe.layout == "whole":
+        raise RecipeError(
+            f"missing.heads: '{heads[0]}' goes in behind the encoders; the layout 'whole' has one engine.",
+            hint="use --layout staged",
+        )
+    if heads and recipe.data.calib is None:
+        raise RecipeError(
+            f"missing.heads: '{heads[0]}' is checked with calibration samples, and there are none.",
+            hint="give some with --calib",
+        )
 
 
 def embed(io: IOSpec, cuts: Iterable[Cut], encoders: Encoders, samples: Samples) -> dict[str, np.ndarray]:

@@ -19,12 +19,11 @@ import numpy as np
 from edgemm.bundle import HeadEntry, StandIn, Variant
 from edgemm.data import BlankValues, Samples, thinned
 from edgemm.data.blanks import ZEROS
-from edgemm.errors import DataError, RecipeError, did_you_mean
+from edgemm.errors import DataError, RecipeError
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.silence import Silence
 from edgemm.quant.chain import OpenStage, fed, feeds
 from edgemm.recipe import Recipe
-from edgemm.runtime.heads import head_name
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import SessionOptions
 from edgemm.runtime.stand_ins import BEHIND, has_batch
@@ -121,13 +120,8 @@ def check_fills(recipe: Recipe) -> None:
         RecipeError: A stream is to be filled with what is not trained, or something is to be trained for a model
             with states.
     """
-    learn, heads = recipe.missing.learn, recipe.missing.heads
+    learn = recipe.missing.learn
     for modality, fill in (recipe.stream.optional or {}).items():
-        if (head := head_name(fill)) is not None and head not in heads:
-            raise RecipeError(
-                f"stream: optional: the fill of '{modality}' is '{fill}', which missing.heads does not have.",
-                hint=did_you_mean(head, heads, f"add --head {head}=MODEL (missing.heads in a recipe)"),
-            )
         if fill == LEARNED and modality not in learn:
             raise RecipeError(
                 f"stream: optional: the fill of '{modality}' is 'learned', and missing.learn does not have it.",
@@ -176,22 +170,6 @@ def check_policy(recipe: Recipe, io: IOSpec) -> None:
             unknown = io.no_modality("missing.learn", modality)
             raise RecipeError(str(unknown), hint=unknown.hint)
     wanted = behind_wanted(recipe)
-    heads = tuple(recipe.missing.heads)
-    if heads and io.states:
-        raise RecipeError(
-            f"missing.heads: '{heads[0]}' cannot stand in: the model keeps states, which would be lost.",
-            hint="leave it out, and use another fill: mean, last, zeros, constant:VALUE or blank",
-        )
-    if heads and recipe.layout == "whole":
-        raise RecipeError(
-            f"missing.heads: '{heads[0]}' goes in behind the encoders; the layout 'whole' has one engine.",
-            hint="use --layout staged",
-        )
-    if heads and recipe.data.calib is None:
-        raise RecipeError(
-            f"missing.heads: '{heads[0]}' is checked with calibration samples, and there are none.",
-            hint="give some with --calib",
-        )
     if wanted and recipe.data.calib is None:
         raise RecipeError(
             f"what stands for '{wanted[0]}' is computed from calibration samples, and there are none.",

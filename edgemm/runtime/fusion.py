@@ -140,8 +140,6 @@ class FusionSession:
     def use_cache(self, mode: CacheMode, max_bytes: int = CACHE_BYTES) -> None:
         """Sets what `run` and streams that begin later may reuse, and forgets what `run` could.
 
-        A session that `open_session` made has what was asked of that; any other reuses nothing until this call.
-
         Args:
             mode: `"auto"`, `"content"`, `"marks"` or `"off"`, as `open_session` has them.
             max_bytes: The most that is held, by `run` and by each stream.
