@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import sys
 import warnings
-from typing import Any
 
 import click
 
 from edgemm import __version__
-from edgemm.errors import EdgemmError, did_you_mean
+from edgemm.cli._lazy import LazyGroup
+from edgemm.errors import EdgemmError
 
 VERBS = {
     "convert": "edgemm.cli.convert:convert",
@@ -29,30 +28,6 @@ VERBS = {
 }
 
 
-class LazyGroup(click.Group):
-    """Loads a verb's module when it is called, so that `--help` needs no optional package."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the verbs in the order of a working day."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Returns the command called `cmd_name`, or None."""
-        if cmd_name not in VERBS:
-            return None
-        module, _, attribute = VERBS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Resolves the verb; a mistyped one is answered with the closest."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            hint = did_you_mean(args[0], VERBS, f"verbs: {', '.join(VERBS)}")
-            raise click.UsageError(f"no verb '{args[0]}'. {hint}", ctx=ctx) from error
-
-
 EPILOG = """\b
 A working day:
   edgemm convert model.pt2 --calib calib.npz --eval eval.npz --label label
@@ -65,6 +40,7 @@ A working day:
 
 @click.group(
     cls=LazyGroup,
+    verbs=VERBS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
 
 import click
 
-from edgemm.errors import did_you_mean
+from edgemm.cli._lazy import LazyGroup
 
 VERBS = {
     "list": "edgemm.cli._recipe_list:list_recipes",
@@ -28,34 +26,14 @@ Examples:
 """
 
 
-class RecipeGroup(click.Group):
-    """Loads a verb's module when it is called, so that `--help` needs no optional package."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the verbs in order."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Returns the command called `cmd_name`, or None."""
-        if cmd_name not in VERBS:
-            return None
-        module, _, attribute = VERBS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Resolves the verb; a mistyped one is answered with the closest."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            if Path(args[0]).suffix in (".yaml", ".yml"):
-                hint = f"did you mean `edgemm recipe show {args[0]}`?"
-            else:
-                hint = did_you_mean(args[0], VERBS, f"verbs: {', '.join(VERBS)}")
-            raise click.UsageError(f"no verb '{args[0]}'. {hint}", ctx=ctx) from error
+def _guess(word: str) -> str:
+    """Returns what was meant by the name of a recipe in the place of a verb."""
+    return f"did you mean `edgemm recipe show {word}`?" if Path(word).suffix in (".yaml", ".yml") else ""
 
 
-@click.group(cls=RecipeGroup, epilog=EPILOG, short_help="List, show, check or begin a recipe.")
+@click.group(
+    cls=LazyGroup, verbs=VERBS, guess=_guess, epilog=EPILOG, short_help="List, show, check or begin a recipe."
+)
 def recipe() -> None:
     """List, show, check or begin a recipe: the YAML file that says what to convert, and how.
 

@@ -1,4 +1,4 @@
-"""Two answers from a CNN and an RNN, trained a little and converted by their recipe."""
+"""Two answers from a CNN and an RNN or an LSTM, trained a little and converted by their recipes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from recipes import metrics
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    return convert_quick("cnn_rnn", tmp_path_factory.mktemp("cnn_rnn"))
+@pytest.fixture(scope="module", params=["cnn_rnn", "cnn_lstm"])
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    return convert_quick(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def test_bundle_gives_both_answers_as_the_model_does_and_is_scored_by_both(converted: Converted) -> None:
