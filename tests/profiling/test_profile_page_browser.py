@@ -1,6 +1,6 @@
 """The page in a real browser: what it shows, that its script works, that it asks for nothing and logs nothing.
 
-`EDGEMM_SCREENSHOTS=FOLDER` keeps the pictures.
+`EDGEMM_SCREENSHOTS=FOLDER` keeps the page and the pictures.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = os.environ.get("EDGEMM_SCREENSHOTS")
-    return Path(folder) if folder else tmp_path_factory.mktemp("pictures")
+    named = os.environ.get("EDGEMM_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder)
+    return folder
 
 
 def write(folder: Path, name: str = "digits") -> Path:
