@@ -66,7 +66,7 @@ def main() -> None:
     except EdgemmError as error:
         parser.error(f"{error}\n{error.hint}")
     except (OSError, KeyError) as error:
-        parser.error(f"{arguments.samples}: {error}")
+        parser.error(f"{arguments.samples}: {error.args[0] if isinstance(error, KeyError) else error}")
     stale = sum("image" in r.stale for r in results)
     print(f"{len(results)} results, {stale} with a stale frame")
 

@@ -101,7 +101,7 @@ def main() -> None:
     except EdgemmError as error:
         parser.error(f"{error}\n{error.hint}")
     except (OSError, KeyError) as error:
-        parser.error(f"{arguments.samples}: {error}")
+        parser.error(f"{arguments.samples}: {error.args[0] if isinstance(error, KeyError) else error}")
     for heard in ("seen and heard", "seen"):
         print(f"{heard}: {score[f'{heard}, right']} of {score[heard]} right")
 

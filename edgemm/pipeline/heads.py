@@ -57,6 +57,13 @@ def check_fills_of_heads(recipe: Recipe) -> None:
         RecipeError: One is not.
     """
     heads = recipe.missing.heads
+    for name, model in heads.items():
+        if not model.is_file():
+            near = [p.name for p in model.parent.iterdir()] if model.parent.is_dir() else []
+            raise RecipeError(
+                f"head '{name}': there is no file {model}.",
+                hint=did_you_mean(model.name, near, "give a trained model: --head NAME=MODEL"),
+            )
     for modality, fill in (recipe.stream.optional or {}).items():
         if (head := head_name(fill)) is not None and head not in heads:
             raise RecipeError(

@@ -313,6 +313,14 @@ def read_detail(file: Path) -> Detail:
     return Detail(values, tuple(errors))
 
 
+def _reason(values: Mapping[str, Any]) -> str | None:
+    """Returns why a run is not valid: LoadGen's reason, else what early stopping asks for."""
+    told = str(values.get("result_invalid_reason", "")).strip()
+    if not told and values["result_validity"] != "VALID":
+        told = " ".join(str(values.get("early_stopping_result", "")).replace("*", " ").split())
+    return told or None
+
+
 def _report(load: Load, detail: Detail, settings: Any) -> dict[str, Any]:
     values = detail.values
     kind = "_per_query_latency_ns" if load.scenario == "multi-stream" else "_latency_ns"
@@ -327,7 +335,7 @@ def _report(load: Load, detail: Detail, settings: Any) -> dict[str, Any]:
         "tool": f"MLPerf LoadGen {_version()}",
         "label": LABEL,
         "valid": values["result_validity"] == "VALID",
-        "reason": str(values.get("result_invalid_reason", "")).strip() or None,
+        "reason": _reason(values),
         "queries": values.get("result_query_count"),
         "samples_per_query": STREAMS if load.scenario == "multi-stream" else 1,
         "batch": load.batch,

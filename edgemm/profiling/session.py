@@ -130,7 +130,7 @@ def profile_session(
     report["resources"] = watch.to_json(repeated, report["modalities"], on_gpu=on_gpu(session))
     report["peak_memory_mb"] = watch.peak / 2**20
     report["baseline_memory_mb"] = watch.baseline / 2**20
-    report["warnings"] = warnings_of(report, drift(plain.seconds))
+    report["warnings"] = warnings_of(report, drift(plain.seconds), session.variant.reuse)
     return Measurement(report, (plain, *(mode.runs for mode in further)))
 
 
@@ -170,14 +170,20 @@ def on_gpu(session: FusionSession) -> bool:
     return any(name == "tensorrt" or name.startswith("ort-") for name in session.backend.split("+"))
 
 
-def warnings_of(report: Mapping[str, Any], drifted: float) -> list[str]:
+def warnings_of(report: Mapping[str, Any], drifted: float, reuse: str = "") -> list[str]:
     """Returns what a reader of the numbers must know.
 
     Args:
         report: What was measured.
         drifted: Median of the last third of the runs over that of the first.
+        reuse: Variant that runs calls in which something is unchanged, where that is another one.
     """
     found = []
+    if reuse:
+        found.append(
+            f"these are calls in which everything is new; where something is unchanged, the stages of '{reuse}' "
+            f"run: --cached MODALITY, or --variant {reuse} for a share per modality"
+        )
     cv = report["end_to_end"]["cv"]
     if cv > RESTLESS:
         found.append(

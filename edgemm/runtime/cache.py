@@ -342,10 +342,12 @@ def check_marks(io: IOSpec, changed: Collection[str]) -> None:
     Raises:
         DataError: It does not.
     """
-    if isinstance(changed, str):
+    if isinstance(changed, str) or not isinstance(changed, Collection):
         raise DataError(
-            f"changed: got the text '{changed}', expected a set of modalities.",
-            hint=f"write changed={{'{changed}'}}",
+            f"changed: got {changed!r:.60}, expected a set of modalities.",
+            hint=f"write changed={{{changed!r:.60}}}"
+            if isinstance(changed, str)
+            else "changed={'image'}, for example",
         )
     known = io.modalities.values()
     for name in changed:

@@ -299,7 +299,9 @@ class FusionSession:
         return self._gate.entered()
 
     def close(self) -> None:
-        """Waits for the calls under way and frees the engines; a second call does nothing. Later calls fail."""
+        """Closes its streams, waits for the calls under way and frees the engines. Later calls fail."""
+        for stream in tuple(self._streams):
+            stream.shut()
         self._gate.close()
         self._chain.close()
         for engine in self._engines:

@@ -106,8 +106,8 @@ def open_session(
         UnsupportedDeviceError: This machine lacks what every candidate asks for.
         MissingExtraError: No backend of the candidates is installed.
     """
-    if threads is not None and threads < 0:
-        raise BackendError(f"threads: got {threads}, expected 0 or more.", hint="0 lets the backend decide")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 0):
+        raise BackendError(f"threads: got {threads!r:.40}, expected 0 or more.", hint="0 lets the backend decide")
     check_mode(cache, cache_bytes)
     check_limit(max_in_flight)
     path = Path(path)
@@ -132,6 +132,11 @@ def _open(
     path: Path, target: str, options: SessionOptions, variant: str | None, *, build: bool, reuse: bool
 ) -> FusionSession:
     if path.is_file():
+        if path.suffix.lower() in (".npz", ".npy", ".csv", ".parquet"):
+            raise BundleError(
+                f"{path}: got samples, expected a bundle, an .onnx file, or a TensorRT engine.",
+                hint=f"name the model, and these as --data {path.name}",
+            )
         if path.suffix.lower() in _MODELS:
             raise BundleError(
                 f"{path}: got a '{path.suffix}' file, expected a bundle, an .onnx file, or a TensorRT engine.",

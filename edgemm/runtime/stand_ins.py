@@ -116,7 +116,7 @@ class StandIns:
         if fill in BEHIND and self._layout == "whole":
             why = "the whole model is one engine: convert with --layout staged"
         elif fill == "learned":
-            why = f"convert with --learn-missing {modality}"
+            why = f"convert with --learn-missing {modality}, which is kept where it beats the mean"
         elif fill == "mean":
             why = "convert with calibration samples (--calib)"
         elif (head := head_name(fill)) is not None:

@@ -15,6 +15,9 @@ import numpy as np
 
 from edgemm.runtime.stream_policy import ANY, StreamPolicy
 
+ROUNDING = 1e-9
+"""Seconds by which sums of times may be short of a deadline."""
+
 JUMP = 1.0
 """Seconds by which two samples in a row must be behind those before them: then the clock was set back."""
 
@@ -279,7 +282,7 @@ class Synchronizer:
 
     def _is_due(self, trigger: _Trigger, found: SampleSet, elapsed: float) -> bool:
         complete = not found.lacking and not found.stale and not found.filled
-        return complete or self.ended or elapsed >= trigger.arrived + self._patience
+        return complete or self.ended or elapsed >= trigger.arrived + self._patience - ROUNDING
 
     def _match(self, trigger: _Trigger) -> SampleSet:
         samples: dict[str, Sample | None] = {}

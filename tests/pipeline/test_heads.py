@@ -178,6 +178,7 @@ def test_a_trained_module_is_a_head(tmp_path: Path) -> None:
             {},
             r"gives y\[.*,2\] float32, the model y\[",
         ),
+        (ALONE, {"missing": {"heads": {"alone": "heda.onnx"}}}, "head 'alone': there is no file heda.onnx"),
         (ALONE, {"layout": "whole"}, "the layout 'whole' has one engine"),
         (ALONE, {"stream": {"optional": {"audio": "head:alnoe"}}}, "'head:alnoe', which missing.heads does not"),
     ],

@@ -12,6 +12,8 @@ from recipes import talk
 from recipes.datasets import dialogues as dataset
 from recipes.models import caption_dialogue as reference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def split() -> dict[str, np.ndarray]:
