@@ -276,8 +276,11 @@ def test_wrong_marks_and_modes_are_refused(session: FusionSession, fusion_bundle
     with pytest.raises(DataError, match="there is no modality 'imge'") as caught:
         session.run(feed_of(), changed={"imge"})
     assert caught.value.hint == "did you mean 'image'?"
-    with pytest.raises(DataError, match="got the text 'image', expected a set"):
-        session.run(feed_of(), changed="image")
+    for wrong in ("image", 3):
+        with pytest.raises(DataError, match=f"got {wrong!r}, expected a set"):
+            session.run(feed_of(), changed=wrong)  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="threads: got 'two', expected 0 or more"):
+        open_session(fusion_bundle, threads="two")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="cache: got 'digest', expected one of auto, content, marks, off"):
         open_session(fusion_bundle, cache="digest")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="cache_bytes: got -1"):

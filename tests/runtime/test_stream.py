@@ -610,5 +610,5 @@ def test_a_closed_session_is_told(session: FusionSession, clock: Clock) -> None:
     stream = session.stream(trigger="image", optional={"audio": "zeros"}, clock=clock)
     stream.push("image", image())
     session.close()
-    with pytest.raises(BundleError, match="is closed"):
+    with pytest.raises(StreamError, match="the stream is closed"):
         stream.poll()
