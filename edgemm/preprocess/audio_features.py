@@ -114,7 +114,7 @@ class LogMel:
         Raises:
             DataError: The clips are shorter than what is mirrored at their ends, or than a window.
         """
-        self._frames(batch.shape[1], TensorSpec("audio", "float32", batch.shape))
+        self._frames(batch.shape[1], TensorSpec("", "float32", batch.shape))
         bands = np.stack([self._clip(wave) for wave in batch]) if len(batch) else np.zeros((0, self.rows, 0))
         axes = LAYOUTS[self.layout]
         arranged = bands.transpose([a for a in axes if a is not None])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.errors import BundleError, EdgemmError, RecipeError
+from edgemm.errors import BundleError, DataError, EdgemmError, RecipeError
 from edgemm.preprocess.registry import parse, to_json
 from edgemm.preprocess.step import Step, name_of, output_of, run
 from edgemm.tensors import Dim, IOSpec, TensorSpec
@@ -38,9 +38,20 @@ class InputSteps:
     def __str__(self) -> str:
         return " -> ".join((str(self.raw), *(name_of(s) for s in self.steps), str(self.made)))
 
+    def make(self, batch: np.ndarray) -> np.ndarray:
+        """Returns the input of a batch of raw data.
+
+        Raises:
+            DataError: A step cannot take it; the message names the raw array.
+        """
+        try:
+            return run(self.steps, batch)
+        except DataError as error:
+            raise DataError(f"input '{self.raw.name}': {error}", hint=error.hint) from error
+
     def row(self, row: np.ndarray) -> np.ndarray:
         """Returns the input's row of one sample's raw row, both without the batch axis."""
-        made: np.ndarray = run(self.steps, np.asarray(row)[None])[0]
+        made: np.ndarray = self.make(np.asarray(row)[None])[0]
         return made
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +97,7 @@ class Front:
     def __call__(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the model's inputs of raw arrays that were checked; what no step reads goes through."""
         made = {name: value for name, value in feed.items() if name not in self._raws}
-        made |= {way.input: run(way.steps, feed[way.raw.name]) for way in self._ways if way.raw.name in feed}
+        made |= {way.input: way.make(feed[way.raw.name]) for way in self._ways if way.raw.name in feed}
         return made
 
 

@@ -91,7 +91,7 @@ class KaldiFbank:
         Raises:
             DataError: The clips are shorter than a frame.
         """
-        self._frames(batch.shape[1], TensorSpec("audio", "float32", batch.shape))
+        self._frames(batch.shape[1], TensorSpec("", "float32", batch.shape))
         made = np.stack([self._clip(wave) for wave in batch]) if len(batch) else np.zeros((0, self.bands, 0))
         axes = LAYOUTS[self.layout]
         arranged = made.transpose([a for a in axes if a is not None])

@@ -58,14 +58,14 @@ def refuse(step: Step, spec: TensorSpec, expected: str, hint: str) -> DataError:
 
     Args:
         step: The step.
-        spec: What it was given.
+        spec: What it was given; without a name where the step does not know it.
         expected: What it takes: `"uint8 images [batch, height, width, 3]"`.
         hint: What to do.
     """
     shape = ", ".join(map(str, spec.shape))
+    where = f"input '{spec.name}': " if spec.name else ""
     return DataError(
-        f"input '{spec.name}': the step '{name_of(step)}' got {spec.dtype} [{shape}], expected {expected}.",
-        hint=hint,
+        f"{where}the step '{name_of(step)}' got {spec.dtype} [{shape}], expected {expected}.", hint=hint
     )
 
 

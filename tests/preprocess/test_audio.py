@@ -12,6 +12,8 @@ from edgemm.errors import DataError, RecipeError
 from edgemm.preprocess import output_of, parse, run, to_json
 from edgemm.preprocess.audio import FitLength, Mono, NormalizeClip, Pcm, PreEmphasis, Resample
 from edgemm.preprocess.audio_features import LogMel, Mfcc
+from edgemm.preprocess.front import InputSteps
+from edgemm.preprocess.kaldi import KaldiFbank
 from edgemm.preprocess.spectrum import dct, hertz_to_mel, mel_filters, mel_to_hertz, padded_window, window
 from edgemm.tensors import TensorSpec
 
@@ -348,3 +350,14 @@ def test_what_does_not_fit_is_refused(step: object, spec: TensorSpec, said: str)
 def test_a_clip_that_is_too_short_is_refused_when_it_comes() -> None:
     with pytest.raises(DataError, match="at least 201 samples"):
         LogMel(RATE, 40, 400, 160).apply(speechlike(150))
+
+
+@pytest.mark.parametrize("step", [LogMel(RATE, 40, 400, 160), KaldiFbank(RATE)])
+def test_a_clip_that_is_too_short_is_refused_under_the_name_of_its_input(step: LogMel | KaldiFbank) -> None:
+    with pytest.raises(DataError, match=r"^the step '"):
+        step.apply(speechlike(150))
+    way = InputSteps("features", TensorSpec("mic", "float32", ("batch", "samples")), (step,))
+    for make in (lambda: way.make(speechlike(150)), lambda: way.row(speechlike(150)[0])):
+        with pytest.raises(DataError, match=r"^input 'mic': the step '.*expected at least") as caught:
+            make()
+        assert "fit_length" in caught.value.hint
