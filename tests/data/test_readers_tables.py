@@ -66,7 +66,7 @@ def test_archives_are_samples_by_basename(tmp_path):
     )
     np.testing.assert_array_equal(row["accel"], [2, 2, 2])
     assert samples.coverage["accel"].unmatched == 1
-    assert "1 of 4 samples lack a file" in samples.notes[0]
+    assert "1 sample lacks a file and is left out; 3 of 4 are used" in samples.notes[0]
     assert samples.locate(2) == f"{folder / '1.tar'}: a/2"
 
 
@@ -78,6 +78,19 @@ def test_archive_without_a_description(tmp_path):
     samples = open_samples(str(tmp_path / "a.tar"))
     assert set(samples.names) == {"image", "gyro", "label"}
     assert int(samples[2]["label"]) == 2
+
+
+def test_one_sample_without_a_label_does_not_drop_all_labels(tmp_path):
+    files = {}
+    for i in range(5):
+        files |= {f"{i}.png": png(i), f"{i}.accel.npy": npy(np.zeros(2)), f"{i}.cls": str(i).encode()}
+    del files["3.cls"]
+    files["0.mask.png"] = png(0)  # too few have it
+    write_tar(tmp_path / "a.tar", files)
+    samples = open_samples(str(tmp_path / "a.tar"))
+    assert set(samples.names) == {"image", "accel", "label"}
+    assert [int(row["label"]) for row in samples] == [0, 1, 2, 4]
+    assert "1 sample lacks a file and is left out; 4 of 5 are used" in samples.notes[0]
 
 
 @pytest.mark.parametrize(

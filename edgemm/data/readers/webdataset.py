@@ -90,8 +90,7 @@ class ArchiveSamples(ReaderSource):
         rules = description.rules
         if not description.inputs:
             taken = {rule.place for rule in rules.values()}
-            usual = max(counts.values(), default=0)
-            known = [e for e, n in counts.items() if n == usual and _readable(e) and e not in taken]
+            known = [e for e in _usual(counts, len(members)) if _readable(e) and e not in taken]
             rules = {_named(e, known): Rule(_named(e, known), (e,)) for e in known} | rules
         if not rules:
             found = ", ".join(sorted(counts)) or "nothing"
@@ -118,7 +117,8 @@ class ArchiveSamples(ReaderSource):
             raise nothing_left(self)
         if len(self._members) < len(members):
             lost = len(members) - len(self._members)
-            self.notes.append(f"{self.origin}: {lost} of {len(members)} samples lack a file and are left out.")
+            who = "1 sample lacks a file and is" if lost == 1 else f"{lost} samples lack a file and are"
+            self.notes.append(f"{self.origin}: {who} left out; {len(self._members)} of {len(members)} are used.")
         self._rules = {name: self._with_classes(rule) for name, rule in self._rules.items()}
 
     def __len__(self) -> int:
@@ -163,6 +163,12 @@ class ArchiveSamples(ReaderSource):
     def locate(self, index: int) -> str:
         """Returns the archive and the name of the sample."""
         return f"{self._members[index].archive}: {self._members[index].key}"
+
+
+def _usual(counts: Mapping[str, int], total: int) -> list[str]:
+    """Returns the extensions that most of the samples have; those of the most samples where none has so many."""
+    enough = min(total // 2 + 1, max(counts.values(), default=0))
+    return [extension for extension, count in counts.items() if count >= enough]
 
 
 def _readable(extension: str) -> bool:
