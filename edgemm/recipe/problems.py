@@ -158,7 +158,7 @@ def _message(item: Any, loc: Loc) -> str:
     if kind == "value_error":
         return str(text)
     section = section_at(loc) if kind in ("model_type", "model_attributes_type") else None
-    expected = re.sub(r"^(Input should be|Value should have|Input should have) ", "", text)
+    expected = re.sub(r"^(Input should be|(Value|Input|String) should have) ", "", text)
     expected = re.sub(r",? unable to (parse|interpret).*$|, got .*$", "", expected)
     expected = f"a section of {', '.join(section.model_fields)}" if section is not None else expected
     expected = re.sub(r"^(greater|less) than", r"a number \1 than", expected)

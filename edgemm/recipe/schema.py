@@ -68,13 +68,13 @@ class RawSection(Section):
         try:
             return value if value == "str" else np.dtype(value).name
         except TypeError as error:
-            raise ValueError(f"'{value}' is no dtype: use uint8, int16, float32, str, ...") from error
+            raise ValueError(f"'{value}' is no dtype: use uint8, int16, float32 or str, for example") from error
 
 
 class InputSection(Section):
     """What the file does not say about one input."""
 
-    modality: str | None = Field(default=None, description="Modality that this input belongs to.")
+    modality: str | None = Field(default=None, min_length=1, description="Modality that this input belongs to.")
     shape: tuple[int | str, ...] | None = Field(default=None, description="Sizes, or names of symbolic ones.")
     dtype: str = Field(default="float32", description="numpy dtype name.")
     rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
@@ -149,7 +149,7 @@ class DataSection(Section):
         description="Share of the calibration samples, per modality, that are run with that modality blank "
         "(`inputs.NAME.blank`), so that int8 stays faithful when a sensor drops out.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the split.")
+    seed: int = Field(default=0, ge=0, strict=True, description="Seed of the split.")
 
 
 class EvaluateSection(Section):
@@ -161,7 +161,9 @@ class EvaluateSection(Section):
         "default: accuracy for integer labels, mae for float labels, agreement without labels.",
     )
     output: str | None = Field(default=None, description="Output that is scored; default: the first.")
-    max_drop: float = Field(default=0.01, ge=0, description="Largest loss of the metric that may ship.")
+    max_drop: float = Field(
+        default=0.01, ge=0, allow_inf_nan=False, description="Largest loss of the metric that may ship."
+    )
     batch: int = Field(default=1, ge=1, description="Samples per run during evaluation; 1 is what a device runs.")
 
 
@@ -187,7 +189,10 @@ class QuantizeSection(Section):
         description="Within the budget: the fastest, the smallest, or (with max_latency_ms) the most accurate.",
     )
     max_latency_ms: float | None = Field(
-        default=None, gt=0, description="Latency that what ships must keep to on this machine, in milliseconds."
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Latency that what ships must keep to on this machine, in milliseconds.",
     )
     search_seconds: float = Field(
         default=60.0, ge=0, description="The search begins nothing new after this and takes the best so far."

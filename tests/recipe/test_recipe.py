@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,28 @@ def test_int8_without_data_is_refused() -> None:
 def test_negative_budget_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"evaluate\.max_drop"):
         build_recipe({"model": {"path": "m.pt2"}, "evaluate": {"max_drop": -1}}, where="options")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"evaluate": {"max_drop": float("inf")}}, r"evaluate\.max_drop: got inf, expected a finite number"),
+        ({"evaluate": {"max_drop": float("nan")}}, r"evaluate\.max_drop: got nan, expected a "),
+        (
+            {"quantize": {"max_latency_ms": float("inf")}},
+            r"quantize\.max_latency_ms: got inf, expected a finite number",
+        ),
+        ({"inputs": {"a": {"modality": ""}}}, r"inputs\.a\.modality: got '', expected at least 1 character"),
+        ({"data": {"seed": True}}, r"data\.seed: got True, expected an integer"),
+        (
+            {"inputs": {"a": {"raw": {"dtype": "uit8"}}}},
+            r"'uit8' is no dtype: use uint8, int16, float32 or str, for example\.",
+        ),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_recipe({"model": {"path": "m.pt2"}} | section, where="options")
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
