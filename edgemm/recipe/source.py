@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from edgemm.errors import RecipeError
+from edgemm.errors import RecipeError, did_you_mean
 
 Loc = tuple[str | int, ...]
 """A path into a recipe: `("inputs", "image", "shape", 1)`."""
@@ -68,11 +68,31 @@ def read_text(path: Path) -> RecipeText:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise RecipeError(
-            f"{path}: no readable YAML: {error}.", hint="a recipe is a YAML mapping of sections"
+            f"{path}: not a text in UTF-8.", hint="a recipe is a YAML file; a model goes to `edgemm recipe init`"
         ) from error
+    except OSError as error:
+        raise _not_read(path, error) from error
     return parse_text(text, str(path))
+
+
+def _not_read(path: Path, error: OSError) -> RecipeError:
+    if path.is_dir():
+        return RecipeError(f"{path}: is a folder.", hint=f"name a recipe in it; `edgemm recipe list {path}`")
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return RecipeError(f"{path}: no such file.", hint=_meant(path))
+    return RecipeError(f"{path}: cannot be read: {error.strerror or error}.", hint="see to its permissions")
+
+
+def _meant(path: Path) -> str:
+    """Returns a hint for a recipe that is not there: `NAME.yaml` here or in `recipes`, or a name that is close."""
+    file = path if path.suffix in (".yaml", ".yml") else Path(f"{path}.yaml")
+    for found in (file, Path("recipes", file.name)):
+        if found.is_file():
+            return f"did you mean '{found}'?"
+    near = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    return did_you_mean(str(file), near, "`edgemm recipe list FOLDER` shows the recipes in a folder")
 
 
 def parse_text(text: str, origin: str) -> RecipeText:

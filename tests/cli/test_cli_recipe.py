@@ -204,7 +204,28 @@ def test_what_is_no_yaml_has_a_line_too(edgemm: Edgemm, write: Any, tmp_path: Pa
     problem = edgemm("recipe", "check", write("model: [\n"), "--json").json["files"][0]["problems"][0]
     assert problem["line"] == 2
     assert problem["message"].startswith("no readable YAML")
-    assert "no readable YAML" in edgemm("recipe", "check", tmp_path / "none.yaml").out
+
+
+def test_a_recipe_that_is_not_there_or_no_text(
+    edgemm: Edgemm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "imu.yaml").write_text("model: {path: m.onnx}\n")
+    (tmp_path / "mine.yaml").write_bytes(b"\x89PNG\xff\x00")
+    monkeypatch.chdir(tmp_path)
+    told = {
+        name: edgemm("recipe", "check", name).out.splitlines()
+        for name in ("mien.yaml", "imu", "imu.yaml", "recipes", "mine.yaml", "no/way.yaml")
+    }
+    assert told["mien.yaml"] == ["mien.yaml: no such file", "    did you mean 'mine.yaml'?"]
+    assert told["imu"] == ["imu: no such file", "    did you mean 'recipes/imu.yaml'?"]
+    assert told["imu.yaml"] == ["imu.yaml: no such file", "    did you mean 'recipes/imu.yaml'?"]
+    assert told["recipes"][0] == "recipes: is a folder"
+    assert told["mine.yaml"][0] == "mine.yaml: not a text in UTF-8"
+    assert told["no/way.yaml"][0] == "no/way.yaml: no such file"
+    shown = edgemm("recipe", "show", "imu")
+    assert shown.code == 1
+    assert "did you mean 'recipes/imu.yaml'?" in shown.err
 
 
 def test_check_holds_names_against_the_model(edgemm: Edgemm, model: Path, npz: Npz, write: Any) -> None:
