@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,17 @@ def missing_files(text: RecipeText, folder: Path) -> list[Problem]:
         if path.exists():
             continue
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, near, "make it, or name another; paths are relative to the recipe")
+        hint = did_you_mean(path.name, near, _how_to_make(path))
         result.append(Problem(text.origin, dotted(loc), f"there is no file '{name}'", hint, text.place(loc)))
     return result
+
+
+def _how_to_make(path: Path) -> str:
+    """Returns a hint for a file that is not there; what this project's own recipes name is made by a program."""
+    own = re.search(r"\.cache/edgemm/fixtures/(\w+)/", path.as_posix())
+    if own is not None:
+        return f"`python -m recipes.make {own[1]}` makes it, in the folder that has `recipes` in it"
+    return "make it, or name another; paths are relative to the recipe"
 
 
 def _candidates(fields: Mapping[str, Any]) -> Iterator[tuple[Loc, Any]]:

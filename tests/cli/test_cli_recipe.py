@@ -206,6 +206,13 @@ def test_what_is_no_yaml_has_a_line_too(edgemm: Edgemm, write: Any, tmp_path: Pa
     assert problem["message"].startswith("no readable YAML")
 
 
+def test_a_model_of_our_recipes_that_is_not_there_says_what_makes_it(edgemm: Edgemm, write: Any) -> None:
+    told = edgemm("recipe", "check", write("model: {path: ../.cache/edgemm/fixtures/imu/model.pt2}\n"))
+    assert "    `python -m recipes.make imu` makes it" in told.out
+    told = edgemm("recipe", "check", write("model: {path: fixtures/imu/model.pt2}\n"))
+    assert "    make it, or name another" in told.out
+
+
 def test_a_recipe_that_is_not_there_or_no_text(
     edgemm: Edgemm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +262,16 @@ def test_check_holds_names_against_the_model(edgemm: Edgemm, model: Path, npz: N
         (13, "profiles.btch"): "did you mean 'batch'?",
     }
     assert edgemm("recipe", "check", path, "--no-model").code == 0
+
+
+def test_check_holds_shapes_against_the_model(edgemm: Edgemm, model: Path, write: Any) -> None:
+    text = "model: {path: model.onnx}\ninputs:\n  image: {shape: [batch, 4]}\n  gyro:\n    rate: 50\n    shape: "
+    result = edgemm("recipe", "check", write(f"{text}[batch, 5]\n"), "--json")
+    (problem,) = result.json["files"][0]["problems"]
+    assert (problem["line"], problem["field"]) == (4, "inputs.gyro")
+    assert "is declared as gyro[batch,5] float32; the file says gyro[batch,3] float32" in problem["message"]
+    assert "--input" not in problem["message"] + problem["hint"]
+    assert edgemm("recipe", "check", write(f"{text}[batch, 3]\n")).code == 0
 
 
 def test_check_runs_no_code_unless_told(edgemm: Edgemm, model: Path, write: Any, tmp_path: Path) -> None:
