@@ -23,6 +23,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     from dataclasses import replace
 
     from edgemm.bundle import damaged_engines, read_manifest, verify
+    from edgemm.runtime.raw import fed_io
 
     manifest = read_manifest(path)
     verify(path, manifest)
@@ -40,7 +41,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "created": measured.get("created"),
         "size_bytes": sum(f["size"] for f in manifest.files.values()),
         "files": len(manifest.files) + 1,
-        **manifest.io.to_json(),
+        **fed_io(path, manifest).to_json(),
         "parameters": sum(s.parameters for s in manifest.stages),
         "stages": [
             described
@@ -54,6 +55,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "joins": data["joins"],
         "variants": [_variant(v, data, path) for v in data["variants"]],
         "preprocess": info.get("preprocess", {}),
+        "made_of": {way["input"]: way["raw"]["name"] for way in manifest.preprocess},
         "stream": data.get("stream", {}),
         "stand_ins": data.get("stand_ins", []),
         "heads": data.get("heads", []),

@@ -24,7 +24,8 @@ def draw(report: Mapping[str, Any], width: int) -> list[str]:
     too few for them; any other graph, and one that is still too wide, as one line per stage.
 
     Args:
-        report: Has `inputs`, `outputs`, `states`, `stages` and `joins` as in a bundle's manifest.
+        report: Has `inputs`, `outputs`, `states`, `stages` and `joins` as in a bundle's manifest; `made_of` names
+            the array in `inputs` that an input of a stage is made of on the host.
         width: Columns that there are.
     """
     from rich.cells import cell_len
@@ -50,6 +51,7 @@ class _Graph:
         self.stages = {s["name"]: s for s in report["stages"]}
         states = {s["input"] for s in report["states"]} | {s["output"] for s in report["states"]}
         self.modalities = {i["name"]: i["modality"] for i in report["inputs"] if i["name"] not in states}
+        self.made_of = report.get("made_of", {})
         self.outputs = {o["name"] for o in report["outputs"] if o["name"] not in states}
         self.makers = {t["name"]: s["name"] for s in report["stages"] for t in s["outputs"]}
         self.joins: dict[str, dict[str, None]] = {}
@@ -63,11 +65,11 @@ class _Graph:
 
     def inputs(self, stage: str) -> list[str]:
         """Returns the model inputs that `stage` reads, one text per modality."""
-        groups: dict[str, list[str]] = {}
+        groups: dict[str, dict[str, None]] = {}
         for tensor in self.stages[stage]["inputs"]:
-            name = tensor["name"]
+            name = self.made_of.get(tensor["name"], tensor["name"])
             if name in self.modalities and name not in self.makers:
-                groups.setdefault(self.modalities[name], []).append(name)
+                groups.setdefault(self.modalities[name], {})[name] = None
         return [", ".join(names) for names in groups.values()]
 
     def root(self) -> str | None:

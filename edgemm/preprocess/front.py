@@ -127,9 +127,18 @@ def fitted(io: IOSpec, ways: Sequence[InputSteps]) -> dict[str, Dim]:
     return sizes
 
 
-def renamed(io: IOSpec, ways: Sequence[InputSteps]) -> IOSpec:
-    """Returns the signature of a model with its steps in front: raw arrays take the places of its inputs."""
-    sizes = fitted(io, ways)
+def renamed(io: IOSpec, ways: Sequence[InputSteps], sizes: Mapping[str, Dim] | None = None) -> IOSpec:
+    """Returns the signature of a model with its steps in front: raw arrays take the places of its inputs.
+
+    Args:
+        io: The model's.
+        ways: The steps.
+        sizes: Of symbolic dimensions; None: those of `fitted`, which runs the steps' checks.
+
+    Raises:
+        RecipeError: What the steps make does not fit.
+    """
+    sizes = fitted(io, ways) if sizes is None else sizes
     by_input = {way.input: way.raw for way in ways}
 
     def sized(spec: TensorSpec) -> TensorSpec:

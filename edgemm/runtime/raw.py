@@ -8,11 +8,11 @@ import numpy as np
 
 from edgemm.bundle import Manifest
 from edgemm.bundle.codec import DAMAGED
-from edgemm.errors import BundleError, DataError, RecipeError
-from edgemm.preprocess.front import Front, InputSteps
+from edgemm.errors import BundleError, DataError, MissingExtraError, RecipeError
+from edgemm.preprocess.front import Front, InputSteps, renamed
 from edgemm.preprocess.registry import files_of
 from edgemm.runtime.feeds import FeedCheck
-from edgemm.tensors import Feed
+from edgemm.tensors import Feed, IOSpec
 
 
 class RawFeeds:
@@ -56,3 +56,18 @@ def load_raw(folder: Path, manifest: Manifest) -> RawFeeds | None:
         return RawFeeds(Front(manifest.io, [InputSteps.from_json(data, folder) for data in manifest.preprocess]))
     except (DataError, RecipeError) as error:
         raise BundleError(f"manifest: preprocess does not fit the model: {error}", hint=DAMAGED) from error
+
+
+def fed_io(folder: Path, manifest: Manifest) -> IOSpec:
+    """Returns the `io` of sessions on a bundle: the model's, with raw arrays where steps run on the host.
+
+    Without the packages that steps need, sizes that these steps decide stay names.
+
+    Raises:
+        BundleError: As of `load_raw`.
+    """
+    try:
+        raw = load_raw(folder, manifest)
+    except MissingExtraError:
+        return renamed(manifest.io, [InputSteps.from_json(data) for data in manifest.preprocess], sizes={})
+    return manifest.io if raw is None else raw.io

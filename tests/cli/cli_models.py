@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import onnx.parser
 
+from edgemm.bundle import read_manifest, write_bundle
+from edgemm.preprocess.front import InputSteps
 from edgemm.tensors import TensorSpec
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>'
@@ -36,3 +42,12 @@ def onnx_bytes(text: str) -> bytes:
 
 def tensor(name: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name, "float32", shape)
+
+
+def with_host_steps(bundle: Path, way: InputSteps, files: Mapping[str, bytes] | None = None) -> Path:
+    """Writes a bundle again with steps in front of an input, and the files that they read."""
+    manifest = read_manifest(bundle)
+    kept = {name: (bundle / name).read_bytes() for name in manifest.files}
+    path = bundle.with_name("raw.edgemm")
+    write_bundle(path, replace(manifest, preprocess=(way.to_json(),)), kept | dict(files or {}))
+    return path

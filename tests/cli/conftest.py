@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_models import CACHE, FUSION_STAGE, IMAGE_STAGE, STREAM, onnx_bytes, tensor
+from cli_models import CACHE, FUSION_STAGE, IMAGE_STAGE, STREAM, onnx_bytes, tensor, with_host_steps
 
 from edgemm.bundle import EngineEntry, Manifest, StageEntry, Variant, write_bundle
 from edgemm.cli import main
-from edgemm.tensors import IOSpec, StateSpec
+from edgemm.preprocess import parse
+from edgemm.preprocess.front import InputSteps
+from edgemm.tensors import BATCH, IOSpec, StateSpec, TensorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -147,6 +149,13 @@ def fusion_bundle(tmp_path: Path) -> Path:
     path = tmp_path / "digits.edgemm"
     write_bundle(path, manifest, files)
     return path
+
+
+@pytest.fixture
+def raw_bundle(fusion_bundle: Path) -> Path:
+    """`fusion_bundle` that takes a camera's bytes for its image; their steps run on the host."""
+    steps = parse([{"normalize": {"mean": [100], "std": [50]}}])
+    return with_host_steps(fusion_bundle, InputSteps("image", TensorSpec("camera", "uint8", (BATCH, 4)), steps))
 
 
 def one_engine(path: Path, io: IOSpec, model: str, nodes: int) -> Path:

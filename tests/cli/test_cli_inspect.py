@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cli_models import LENGTHS, STREAM
+from cli_models import LENGTHS, STREAM, with_host_steps
 
 from edgemm.bundle import Manifest, Schedule, Variant, read_manifest
 from edgemm.cli._diagram import draw
 from edgemm.cli.inspect import _variants
-from edgemm.tensors import IOSpec
+from edgemm.preprocess import parse
+from edgemm.preprocess.front import InputSteps
+from edgemm.runtime import open_session
+from edgemm.tensors import BATCH, IOSpec, TensorSpec
 
 
 def stage(name: str, inputs: list[str], outputs: list[str], role: str = "encoder") -> dict[str, Any]:
@@ -142,6 +146,36 @@ def test_bundle_as_text(wide_terminal: None, edgemm, fusion_bundle: Path) -> Non
     assert "accuracy 0.975 → 0.975 (500 samples) · 0.159 ms (0.43 × float)" in out
     assert "refused  cpu-int8: 1.41 × slower than float" in out
     assert "\x1b" not in out
+
+
+def test_inputs_are_what_is_to_be_fed(wide_terminal: None, edgemm, raw_bundle: Path) -> None:
+    with open_session(raw_bundle) as session:
+        fed = session.io.to_json()
+    report = edgemm("inspect", raw_bundle, "--json").json
+    assert {key: report[key] for key in fed} == fed
+    assert [i["name"] for i in report["inputs"]] == ["camera", "audio"]
+    out = edgemm("inspect", raw_bundle).out
+    assert re.search(r"input +camera +uint8 \[batch,4\] +image +an input of its own", out)
+    assert not re.search(r"input +image", out)
+    assert "camera ─▶ image encoder (1 node, 12) ─┐" in out
+
+
+def test_raw_text_is_shown_without_the_package_that_reads_it(
+    edgemm, fusion_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    steps = parse([{"tokenize": {"file": "preprocess/tokenizer.json", "length": 4}}])
+    way = InputSteps("image", TensorSpec("text", "str", (BATCH,)), steps)
+    path = with_host_steps(fusion_bundle, way, {"preprocess/tokenizer.json": b"{}"})
+    result = edgemm("inspect", path, "--json")
+    assert result.code == 0, result.err
+    assert [(i["name"], i["dtype"]) for i in result.json["inputs"]] == [("text", "str"), ("audio", "float32")]
+
+
+def test_inputs_of_one_array_are_drawn_once() -> None:
+    report = graph("text:words", [stage("words", ["ids", "mask"], ["logits"])])
+    lines = draw(report | {"made_of": {"ids": "text", "mask": "text"}}, 120)
+    assert lines == ["text ─▶ words encoder (14 nodes, 98 k) ─▶ logits"]
 
 
 def test_schedule_and_second_layout_are_shown(wide_terminal: None, edgemm, fusion_bundle: Path) -> None:
