@@ -113,7 +113,12 @@ def _whole(report: Mapping[str, Any]) -> Iterator[str]:
         told = (f"{name} {milliseconds(low)} to {milliseconds(high)}" for name, (low, high) in intervals.items())
         yield f"95 % intervals end to end: {' · '.join(told)} ms"
     inside, outside = report["sum_of_stages_p50_ms"], report["overhead_p50_ms"]
-    yield f"stages sum to {milliseconds(inside)} ms; between them edgemm takes {outside * 1e3:.1f} µs per run"
+    rest = (
+        "preprocessing on the host and what lies between them take"
+        if report.get("host_steps")
+        else "between them edgemm takes"
+    )
+    yield f"stages sum to {milliseconds(inside)} ms; {rest} {outside * 1e3:.1f} µs per run"
     yield (
         f"load {report['load_ms']:.0f} ms (with the import of {report['backend']}) · "
         f"first call {report['first_call_ms']:.1f} ms · {report['samples_per_second']:,.0f} samples/s"

@@ -328,6 +328,7 @@ class Report(_Report, total=False):
     edgemm: str
     choice: dict[str, Any] | None
     instead_of: str | None
+    host_steps: bool
     of_samples: int
     dims: dict[str, int] | None
     assumed_dims: list[str]

@@ -161,6 +161,7 @@ def session_facts(session: FusionSession) -> dict[str, Any]:
         "backend": backend,
         "backend_version": getattr(sys.modules.get(_package(backend, session)), "__version__", None),
         "choice": choice and choice.to_json(),
+        "host_steps": session.raw is not None,
         "instead_of": None if backend == variant.backend else f"{variant.backend} on {variant.target}",
     }
 

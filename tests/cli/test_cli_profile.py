@@ -53,6 +53,13 @@ def test_text_says_what_few_runs_cannot(edgemm, fusion_bundle: Path) -> None:
     assert "\x1b" not in result.out
 
 
+def test_preprocessing_on_the_host_is_named(edgemm, raw_bundle: Path) -> None:
+    result = edgemm("profile", raw_bundle, "--runs", 20, "--warmup", 2)
+    assert result.code == 0, result.err
+    assert "ms; preprocessing on the host and what lies between them take" in result.out
+    assert "edgemm takes" not in result.out
+
+
 def test_enough_runs_give_the_percentile(edgemm, fusion_bundle: Path) -> None:
     report = edgemm("profile", fusion_bundle, "--runs", 700, "--json").json
     assert report["end_to_end"]["p99_ms"] is not None
