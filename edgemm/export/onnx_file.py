@@ -163,7 +163,8 @@ def _pin_declared(inputs: Sequence[TensorSpec], declared: Sequence[TensorSpec]) 
         fits = wish.dtype == spec.dtype and len(wish.shape) == len(spec.shape)
         if not fits or any(isinstance(s, int) and s != w for s, w in zip(spec.shape, wish.shape, strict=True)):
             raise RecipeError(
-                f"--input {wish}: the file says {spec}.", hint="an .onnx file's fixed sizes cannot be changed"
+                f"input '{spec.name}' is declared as {wish}; the file says {spec}.",
+                hint="an .onnx file's dtypes and fixed sizes cannot be changed",
             )
         shape = tuple(w if isinstance(w, int) else s for s, w in zip(spec.shape, wish.shape, strict=True))
         pinned.append(TensorSpec(spec.name, spec.dtype, shape))

@@ -218,13 +218,19 @@ def _name_batch(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
 
 
 def _merge(spec: TensorSpec, declared: TensorSpec | None) -> TensorSpec:
-    """Returns the file's input with the user's symbols."""
+    """Returns the file's input with the user's symbols.
+
+    Raises:
+        RecipeError: The user's dtype, number of axes or a size is another one than the file's.
+    """
     if declared is None:
         return spec
-    if declared.dtype != spec.dtype or len(declared.shape) != len(spec.shape):
+    sizes = zip(declared.shape, spec.shape, strict=False)
+    other = any(isinstance(d, int) and isinstance(s, int) and d != s for d, s in sizes)
+    if other or declared.dtype != spec.dtype or len(declared.shape) != len(spec.shape):
         raise RecipeError(
-            f"--input {declared}: the model's own signature says {spec}.",
-            hint="leave --input out, or match the file",
+            f"input '{spec.name}' is declared as {declared}; the model's own signature says {spec}.",
+            hint="leave its shape and dtype out, or match the file",
         )
     shape = tuple(d if isinstance(d, str) else s for d, s in zip(declared.shape, spec.shape, strict=True))
     return TensorSpec(spec.name, spec.dtype, shape)

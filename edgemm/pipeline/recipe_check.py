@@ -217,7 +217,8 @@ class _Check:
             quoted += re.findall(r"'([^']+)'", message)
             loc = next((found for name in quoted for found in self.spots(name)), loc)
         message = message.removeprefix(f"{dotted(loc)}: ")
-        return Problem(self.text.origin, dotted(loc), message, error.hint, self.text.place(loc)), loc
+        place = self.text.place(loc, key=loc[0] == "inputs" and len(loc) == 2)
+        return Problem(self.text.origin, dotted(loc), message, error.hint, place), loc
 
     def spots(self, name: str) -> Iterator[Loc]:
         """Yields the fields below inputs, states, data, evaluate and model that are called or say `name`."""

@@ -291,6 +291,22 @@ def test_requests_that_contradict_the_model(tmp_path: Path) -> None:
         export(source, IMAGE_AUDIO, states=(StateSpec("audio", "x"),))
 
 
+@pytest.mark.parametrize(("shape", "fits"), [((BATCH, 5), True), ((1, 5), True), ((BATCH, 6), False)])
+def test_declared_sizes_are_held_against_the_signature(
+    tmp_path: Path, shape: tuple[int | str, ...], fits: bool
+) -> None:
+    loaded = load_model(save(TwoBranch(), (tensor(1, 1, 8, 8), tensor(1, 5)), tmp_path, "pt2"))
+    declared = (TensorSpec("audio", "float32", shape),)
+    if fits:
+        assert build_program(loaded, declared, None).inputs[1] == declared[0]
+        return
+    with pytest.raises(
+        RecipeError, match=r"'audio' is declared as audio\[batch,6\].* says audio\[1,5\]"
+    ) as caught:
+        build_program(loaded, declared, None)
+    assert "--input" not in f"{caught.value} {caught.value.hint}"
+
+
 def test_float64_data_is_taken_for_a_float32_model(tmp_path: Path) -> None:
     source = save(TwoBranch(), (), tmp_path, "pickle")
     result = export(source, [{k: v.astype(np.float64) for k, v in s.items()} for s in IMAGE_AUDIO])
