@@ -54,6 +54,14 @@ class ModelSection(Section):
     )
 
 
+def _numpy_name(value: str, *others: str) -> str:
+    """Returns numpy's name of a dtype, or `value` where it is one of `others`."""
+    try:
+        return value if value in others else np.dtype(value).name
+    except TypeError as error:
+        raise ValueError(f"'{value}' is no dtype: use uint8, int16, float32 or str, for example") from error
+
+
 class RawSection(Section):
     """What an app feeds in the place of an input that is made by `preprocess`."""
 
@@ -65,10 +73,7 @@ class RawSection(Section):
     @field_validator("dtype")
     @classmethod
     def _known_dtype(cls, value: str) -> str:
-        try:
-            return value if value == "str" else np.dtype(value).name
-        except TypeError as error:
-            raise ValueError(f"'{value}' is no dtype: use uint8, int16, float32 or str, for example") from error
+        return _numpy_name(value, "str")
 
 
 class InputSection(Section):
@@ -102,6 +107,11 @@ class InputSection(Section):
     raw: RawSection | None = Field(
         default=None, description="Dtype and shape of the raw array; default: what the samples show."
     )
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str) -> str:
+        return _numpy_name(value, "str", "bfloat16")
 
     @field_validator("preprocess")
     @classmethod

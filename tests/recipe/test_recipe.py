@@ -67,6 +67,7 @@ def test_negative_budget_is_refused() -> None:
             {"inputs": {"a": {"raw": {"dtype": "uit8"}}}},
             r"'uit8' is no dtype: use uint8, int16, float32 or str, for example\.",
         ),
+        ({"inputs": {"a": {"dtype": "floot32"}}}, r"inputs\.a\.dtype: 'floot32' is no dtype: use uint8"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(section: dict[str, Any], message: str) -> None:
