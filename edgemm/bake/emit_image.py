@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from edgemm.bake.tape import Tape
 from edgemm.preprocess import image
+from edgemm.preprocess.resampling import Band, bands
 from edgemm.preprocess.step import refuse
 from edgemm.tensors import TensorSpec
 
@@ -40,13 +41,13 @@ def resize(tape: Tape, value: ir.Value, step: image.Resize, spec: TensorSpec) ->
     for axis, size, wanted in ((3, width, wide), (2, height, tall)):
         if size == wanted:
             continue
-        parts = [_band(tape, value, b, axis) for b in image.bands(size, wanted, antialias=step.antialias)]
+        parts = [_band(tape, value, b, axis) for b in bands(size, wanted, antialias=step.antialias)]
         value = tape.op("Concat", parts, axis=axis) if len(parts) > 1 else parts[0]
         value = _rounded(tape, value) if spec.dtype == "uint8" else value
     return tape.op("Transpose", [value], perm=[0, 2, 3, 1])
 
 
-def _band(tape: Tape, value: ir.Value, band: image.Band, axis: int) -> ir.Value:
+def _band(tape: Tape, value: ir.Value, band: Band, axis: int) -> ir.Value:
     own = tape.op("Slice", [value, tape.integers(band.start), tape.integers(band.end), tape.integers(axis)])
     if axis == 2:
         return tape.op("MatMul", [tape.constant(band.weights), own])

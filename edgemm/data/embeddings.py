@@ -6,6 +6,7 @@ its cut tells samples that mean the same to the model. Both come standardised an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,19 @@ class Encoders:
             self._projections[name] = known
         projected: np.ndarray = flat @ known
         return projected
+
+
+def comparable(sample: Sample, names: Iterable[str], encoders: Encoders | None) -> dict[str, np.ndarray]:
+    """Returns what a sample is compared by: what `encoders` make of it, else `places` of its numbers.
+
+    Args:
+        sample: With all arrays.
+        names: Arrays that count without encoders; texts do not.
+        encoders: None compares raw values.
+    """
+    if encoders is not None:
+        return encoders.run(sample)
+    return {name: places(row) for name in names if (row := np.asarray(sample[name])).dtype.kind in "fiub"}
 
 
 def gathered(rows: dict[str, list[np.ndarray]], encoders: Encoders | None) -> Embeddings:

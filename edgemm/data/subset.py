@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.data.embeddings import Embeddings, Encoders, gathered, places
+from edgemm.data.embeddings import Embeddings, Encoders, comparable, gathered
 from edgemm.data.samples import Samples, hash_sample, locate, names_of, origin_of
-from edgemm.data.survey import find_label
+from edgemm.data.survey import by_value, find_label
 from edgemm.errors import DataError
 
 
@@ -114,9 +114,7 @@ def _read(
         kept.append(index)
         value = np.asarray(sample[label]) if label is not None else np.asarray(0)
         labels.append(str(value.reshape(-1)[0]) if value.size == 1 and value.dtype.kind in "iubU" else "")
-        for name, values in (
-            {n: places(a) for n, a in numbers.items()} if encoders is None else encoders.run(sample)
-        ).items():
+        for name, values in comparable(sample, numbers, encoders).items():
             rows.setdefault(name, []).append(values)
     if not kept:
         raise DataError(
@@ -171,16 +169,9 @@ def choose_from(
         "seed": seed,
         "radius": round(choice.radius, 4),
         "random_radius": round(choice.random_radius, 4),
-        "labels": {name: counts[name] for name in sorted(counts, key=_by_value)},
+        "labels": {name: counts[name] for name in sorted(counts, key=by_value)},
     }
     return Choice(tuple(kept[i] for i in choice.indices), choice.radius, choice.random_radius), facts
-
-
-def _by_value(text: str) -> tuple[float, str]:
-    try:
-        return float(text), ""
-    except ValueError:
-        return float("inf"), text
 
 
 def _radius(points: np.ndarray, chosen: Sequence[int]) -> float:

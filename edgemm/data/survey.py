@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.data.embeddings import Embeddings, Encoders, gathered, places
+from edgemm.data.embeddings import Embeddings, Encoders, comparable, gathered
 from edgemm.data.samples import Samples, hash_sample, locate, names_of, notes_of, origin_of, spread
 from edgemm.data.standout import SHOWN, Outlier, find_outliers, near_pairs
 from edgemm.errors import DataError
@@ -164,15 +164,16 @@ class _Running:
             self.inf,
             self.silent / samples,
             samples > 1 and (self.low == self.high if some else len(counted) == 1),
-            dict(sorted(counted.items(), key=_by_value)) if listed else {},
+            {value: counted[value] for value in sorted(counted, key=by_value)} if listed else {},
         )
 
 
-def _by_value(item: tuple[str, int]) -> tuple[float, str]:
+def by_value(label: str) -> tuple[float, str]:
+    """Returns what labels are sorted by: numbers by value, before texts."""
     try:
-        return float(item[0]), ""
+        return float(label), ""
     except ValueError:
-        return float("inf"), item[0]
+        return float("inf"), label
 
 
 def find_label(samples: Samples, label: str | None) -> str | None:
@@ -218,8 +219,7 @@ class _Reading:
         for name, row in rows.items():
             self.running.setdefault(name, _Running(row)).add(row)
         if index in self._compared:
-            numbers = {n: places(rows[n]) for n in self._inputs if rows[n].dtype.kind in "fiub"}
-            for name, values in (numbers if self._encoders is None else self._encoders.run(sample)).items():
+            for name, values in comparable(sample, self._inputs, self._encoders).items():
                 self._raw.setdefault(name, []).append(values)
 
     def embeddings(self) -> Embeddings:

@@ -13,10 +13,8 @@ from edgemm.export.quiet import quiet
 from edgemm.export.recurrent import onnx_translations
 from edgemm.export.trace import Traced, shorten
 from edgemm.export.watch import layer_of_node
+from edgemm.profiling.onnx_nodes import SCOPES
 from edgemm.tensors import Dim, TensorSpec
-
-LAYER_KEY = "pkg.torch.onnx.name_scopes"
-"""Node metadata: the path of the torch module that a node comes from, as a list in text."""
 
 _FOLD_INPUT_BYTES = 1 << 30
 _FOLD_OUTPUT_BYTES = 1 << 28
@@ -53,7 +51,7 @@ def to_onnx(traced: Traced, inputs: Sequence[str], outputs: Sequence[str], opset
 def clean(model: ir.Model) -> None:
     """Takes out what names this machine or this process: doc strings, stack traces, addresses. In place.
 
-    The module path of each node stays, under `LAYER_KEY`.
+    The module path of each node stays, under `SCOPES`.
     """
     model.doc_string = None
     model.metadata_props.clear()
@@ -65,10 +63,10 @@ def clean(model: ir.Model) -> None:
             value.metadata_props.clear()
         for node in graph:
             node.doc_string = None
-            layer = node.metadata_props.get(LAYER_KEY)
+            layer = node.metadata_props.get(SCOPES)
             node.metadata_props.clear()
             if layer is not None:
-                node.metadata_props[LAYER_KEY] = _layer_path(layer)
+                node.metadata_props[SCOPES] = _layer_path(layer)
             for value in node.outputs:
                 value.doc_string = None
                 value.metadata_props.clear()

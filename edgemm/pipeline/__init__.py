@@ -26,9 +26,8 @@ from edgemm.partition import StageGraph, partition
 from edgemm.pipeline.candidates import Layout, Workbench, staged, whole
 from edgemm.pipeline.exporting import export
 from edgemm.pipeline.gaps import Filler
-from edgemm.pipeline.heads import check_fills_of_heads, check_heads
 from edgemm.pipeline.json_file import json_file
-from edgemm.pipeline.missing import behind_wanted, check_cuts, check_fills, check_policy, find_cuts, kept_policy
+from edgemm.pipeline.missing import find_cuts, kept_policy
 from edgemm.pipeline.outcome import Outcome
 from edgemm.pipeline.preprocessing import bake_preprocessing, read_preprocessing, shipped
 from edgemm.pipeline.progress import Clock, Progress, Silent
@@ -41,6 +40,7 @@ from edgemm.pipeline.shapes import find_shapes
 from edgemm.pipeline.splits import Splits, divide, open_splits
 from edgemm.pipeline.tensorrt import TrtContest
 from edgemm.pipeline.variants import Contest
+from edgemm.pipeline.wishes import behind_wanted, check_cuts, check_fills, check_policy
 from edgemm.preprocess import parse, to_json
 from edgemm.quant.plan import HALF
 from edgemm.quant.ruled import find_ruled
@@ -80,7 +80,6 @@ def convert(
     check_output(output, force=force)
     check_metric(recipe.evaluate, recipe.data.label)
     check_fills(recipe)
-    check_fills_of_heads(recipe)
     targets = targets_of(recipe)
     with tempfile.TemporaryDirectory(prefix="edgemm-") as folder:
         manifest, files = _convert(recipe, targets, Path(folder), progress, clock)
@@ -103,7 +102,6 @@ def _convert(
         given, recipe = recipe, front.resolved(recipe, splits.any, folder)
         splits = replace(splits, calib=front.for_graph(splits.calib), held_out=front.for_graph(splits.held_out))
     check_policy(recipe, exported.graph.io)
-    check_heads(recipe, exported.graph.io)
     check_rates(given, exported.graph.io)
     with clock("partition"):
         graph, _ = rewrite(exported.graph)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,7 @@ from edgemm.pipeline.splits import Splits
 from edgemm.quant.plan import FLOAT
 from edgemm.recipe import Recipe
 from edgemm.runtime.fusion import FusionSession
-from edgemm.runtime.heads import OpenHead
-from edgemm.runtime.registry import session_class
+from edgemm.runtime.heads import open_heads
 from edgemm.runtime.session import SessionOptions
 from edgemm.runtime.stand_ins import StandIns
 
@@ -57,7 +57,6 @@ class Filler:
         self._bench = bench
         self._progress = progress
         self._cuts = find_cuts(stages, bench.io)
-        self._head_files: dict[str, Path] = {}
 
     def fill(self, variants: Sequence[Variant], files: Mapping[str, bytes | Path]) -> Gaps:
         """Returns what goes into the bundle.
@@ -129,16 +128,14 @@ class Filler:
             encoders = Encoders(bench.io, variant, files, options, recipe.evaluate.batch)
             return embed(bench.io, self._cuts.values(), encoders, calibration)
 
-        floats = self._float_stages()
-        given = embedded(floats.variant, floats.files)
+        given = embedded(self._floats.variant, self._floats.files)
         own = {v.name: embedded(v, engines) for v in staged if not _on_gpu(v)}
         for name, model in recipe.missing.heads.items():
-            head = make_head(name, model, bench.io, self._cuts, given, bench.folder)
-            variants = tuple(v for v, embeddings in own.items() if fits(head.entry, embeddings, given))
-            entry = replace(head.entry, variants=variants)
+            made = make_head(name, model, bench.io, self._cuts, given, bench.folder)
+            variants = tuple(v for v, embeddings in own.items() if fits(made, embeddings, given))
+            entry = replace(made, variants=variants)
             self.gaps.heads.append(entry)
-            self.gaps.files[entry.file] = head.file.read_bytes()
-            self._head_files[name] = head.file
+            self.gaps.files[entry.file] = (bench.folder / entry.file).read_bytes()
             self._progress.step("missing", f"head '{name}' for sets of {', '.join(entry.modalities)} alone")
             if left := [v.name for v in staged if v.name not in variants]:
                 self.gaps.notes.append(
@@ -146,8 +143,9 @@ class Filler:
                     "ones, or run elsewhere"
                 )
 
-    def _float_stages(self) -> Candidate:
-        """Returns every stage in float as an engine of its own."""
+    @cached_property
+    def _floats(self) -> Candidate:
+        """Every stage in float as an engine of its own."""
         kinds = (EngineKind(),) * len(self._stages.stages)
         return make.build(FLOAT_STAGES, make.staged(self._stages), make.float_models, kinds, self._bench.folder)
 
@@ -187,7 +185,7 @@ class Filler:
         """Adds the accuracy for every subset of the modalities, of float and of what ships."""
         splits, recipe, bench = self._splits, self._recipe, self._bench
         assert splits.evaluation is not None
-        floats = self._float_stages()
+        floats = self._floats
         beside = Gaps(rows=dict(self.gaps.rows))
         if splits.calibration is not None:
             options = SessionOptions(threads=recipe.threads)
@@ -213,8 +211,6 @@ class Filler:
         self.gaps.files.update(report_files(report))
         self._progress.step("modalities", f"{len(report['rows'])} cases on {report['samples']} evaluation samples")
         for opened in sessions.values():
-            for open_head in opened.stand_ins.heads.values():
-                open_head.close()
             bench.close_one(opened)
 
     def _open(self, variant: Variant, engines: Mapping[str, Path]) -> FusionSession:
@@ -222,12 +218,10 @@ class Filler:
         return self._with_rows(self._bench.open(Candidate(variant, files)), self.gaps.of(variant.name))
 
     def _with_rows(self, session: FusionSession, rows: Mapping[tuple[str, str], Rows]) -> FusionSession:
-        name, files = session.variant.name, self._head_files
-        heads = {
-            entry.name: OpenHead(entry, session_class(entry.backend)(files[entry.name], SessionOptions()))
-            for entry in self.gaps.heads
-            if name in (FLOAT_STAGES, *entry.variants)
-        }
+        found = tuple(replace(head, variants=(FLOAT_STAGES, *head.variants)) for head in self.gaps.heads)
+        manifest = replace(session.manifest, heads=found)
+        heads, own = open_heads(self._bench.folder, manifest, session.variant, SessionOptions())
+        session._engines += own  # it closes them
         session.stand_ins = StandIns(session.manifest, session.variant, rows, heads)
         return session
 

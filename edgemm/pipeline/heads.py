@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from edgemm.pipeline.progress import Clock, Silent
 from edgemm.recipe import Recipe
 from edgemm.recipe.schema import ModelSection
 from edgemm.rewrite.pipeline import rewrite
-from edgemm.runtime.heads import head_name
 from edgemm.tensors import IOSpec, TensorSpec
 
 BACKEND = "onnxruntime"
@@ -40,60 +38,6 @@ MOVED = 0.25
 
 Embeddings = Mapping[str, np.ndarray]
 """Tensor at a cut -> [samples, ...]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A head that was exported: its entry, for no variant yet, and its engine in a file."""
-
-    entry: HeadEntry
-    file: Path
-
-
-def check_fills_of_heads(recipe: Recipe) -> None:
-    """Checks, before anything is loaded, that heads which streams fill with are there.
-
-    Raises:
-        RecipeError: One is not.
-    """
-    heads = recipe.missing.heads
-    for name, model in heads.items():
-        if not model.is_file():
-            near = [p.name for p in model.parent.iterdir()] if model.parent.is_dir() else []
-            raise RecipeError(
-                f"head '{name}': there is no file {model}.",
-                hint=did_you_mean(model.name, near, "give a trained model: --head NAME=MODEL"),
-            )
-    for modality, fill in (recipe.stream.optional or {}).items():
-        if (head := head_name(fill)) is not None and head not in heads:
-            raise RecipeError(
-                f"stream: optional: the fill of '{modality}' is '{fill}', which missing.heads does not have.",
-                hint=did_you_mean(head, heads, f"add --head {head}=MODEL (missing.heads in a recipe)"),
-            )
-
-
-def check_heads(recipe: Recipe, io: IOSpec) -> None:
-    """Checks that heads can be had of this model, with this data and layout.
-
-    Raises:
-        RecipeError: They cannot, with the reason.
-    """
-    heads = tuple(recipe.missing.heads)
-    if heads and io.states:
-        raise RecipeError(
-            f"missing.heads: '{heads[0]}' cannot stand in: the model keeps states, which would be lost.",
-            hint="leave it out, and use another fill: mean, last, zeros, constant:VALUE or blank",
-        )
-    if heads and recipe.layout == "whole":
-        raise RecipeError(
-            f"missing.heads: '{heads[0]}' goes in behind the encoders; the layout 'whole' has one engine.",
-            hint="use --layout staged",
-        )
-    if heads and recipe.data.calib is None:
-        raise RecipeError(
-            f"missing.heads: '{heads[0]}' is checked with calibration samples, and there are none.",
-            hint="give some with --calib",
-        )
 
 
 def embed(io: IOSpec, cuts: Iterable[Cut], encoders: Encoders, samples: Samples) -> dict[str, np.ndarray]:
@@ -110,8 +54,8 @@ def embed(io: IOSpec, cuts: Iterable[Cut], encoders: Encoders, samples: Samples)
 
 def make_head(
     name: str, model: Path, io: IOSpec, cuts: Mapping[str, Cut], given: Embeddings, folder: Path
-) -> Head:
-    """Returns a head, exported and loaded once.
+) -> HeadEntry:
+    """Returns the entry of a head, for no variant yet, whose engine is in `folder`, exported and loaded once.
 
     Args:
         name: What streams call it.
@@ -119,37 +63,36 @@ def make_head(
         io: Of the fused model.
         cuts: Modality -> where it enters what it shares with others.
         given: Embeddings of the float encoders.
-        folder: For its engine.
+        folder: Where engines are, as in a bundle.
 
     Raises:
         RecipeError: It takes or gives something else than tensors of the model.
         EdgemmError: It does not load or export.
     """
-    place = folder / "heads"
-    place.mkdir(exist_ok=True)
+    path = f"heads/{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.onnx"
+    file = folder / path
+    file.parent.mkdir(exist_ok=True)
     ends = {cut.modality: (*cut.given, *cut.direct) for cut in cuts.values()}
     aliases = {modality: tensors[0].name for modality, tensors in ends.items() if len(tensors) == 1}
     owners = {t.name: cut.modality for cut in cuts.values() for t in (*cut.given, *cut.direct)}
     specs = {t.name: t for cut in cuts.values() for t in (*cut.given, *cut.direct)}
     source = None
     if specs.keys() <= given.keys():
-        samples = place / f"{name}.npz"
+        samples = file.with_suffix(".npz")
         arrays: dict[str, Any] = {**given, **{m: given[tensor] for m, tensor in aliases.items()}}
         np.savez(samples, **arrays)
         source = open_samples(str(samples))
     try:
-        found = export(Recipe(model=ModelSection(path=model)), source, place, Silent(), Clock())
+        found = export(Recipe(model=ModelSection(path=model)), source, file.parent, Silent(), Clock())
     except (DataError, ExportError) as error:
         raise RecipeError(f"head '{name}': {error}", hint=error.hint) from error
     graph, _ = rewrite(found.graph)
     inputs = [_match(name, spec, specs, aliases) for spec in graph.io.inputs]
     outputs = _results(name, graph.io, io)
     _rename(graph, [*inputs, *outputs])
-    file = place / f"{name}.onnx"
     get_backend(BACKEND).build(graph.model, "cpu", file)
     modalities = tuple(m for m in io.modality_names() if m in {owners[i] for i in inputs})
-    path = f"heads/{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.onnx"
-    return Head(HeadEntry(name, modalities, path, tuple(inputs), tuple(outputs), BACKEND, ()), file)
+    return HeadEntry(name, modalities, path, tuple(inputs), tuple(outputs), BACKEND, ())
 
 
 def fits(entry: HeadEntry, own: Embeddings, given: Embeddings) -> bool:

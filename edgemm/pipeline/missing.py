@@ -19,15 +19,14 @@ import numpy as np
 from edgemm.bundle import HeadEntry, StandIn, Variant
 from edgemm.data import BlankValues, Samples, thinned
 from edgemm.data.blanks import ZEROS
-from edgemm.errors import DataError, RecipeError
 from edgemm.partition import Stage, StageGraph
 from edgemm.pipeline.silence import Silence
 from edgemm.quant.chain import OpenStage, fed, feeds
 from edgemm.recipe import Recipe
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import SessionOptions
-from edgemm.runtime.stand_ins import BEHIND, has_batch
-from edgemm.runtime.stream_policy import inputs_of, policy_of
+from edgemm.runtime.stand_ins import has_batch
+from edgemm.runtime.stream_policy import inputs_of
 from edgemm.tensors import IOSpec, TensorSpec
 
 LEARNED = "learned"
@@ -113,24 +112,6 @@ class Gaps:
         return {(m, fill): rows for (v, m, fill), rows in self.rows.items() if v in ("", variant)}
 
 
-def check_fills(recipe: Recipe) -> None:
-    """Checks what the recipe alone tells of fills, before anything is loaded.
-
-    Raises:
-        RecipeError: A stream is to be filled with what is not trained, or something is to be trained for a model
-            with states.
-    """
-    learn = recipe.missing.learn
-    for modality, fill in (recipe.stream.optional or {}).items():
-        if fill == LEARNED and modality not in learn:
-            raise RecipeError(
-                f"stream: optional: the fill of '{modality}' is 'learned', and missing.learn does not have it.",
-                hint=f"add --learn-missing {modality} (missing.learn in a recipe), or use the fill mean",
-            )
-    if learn and recipe.states:
-        raise _no_training(learn[0])
-
-
 def kept_policy(recipe: Recipe, gaps: Gaps) -> dict[str, Any]:
     """Returns the policy for the bundle: `mean` in place of a trained value that a variant lacks; says so."""
     policy = recipe.stream.given()
@@ -147,51 +128,6 @@ def kept_policy(recipe: Recipe, gaps: Gaps) -> dict[str, Any]:
     return policy | ({"optional": optional} if optional else {})
 
 
-def _no_training(modality: str) -> RecipeError:
-    return RecipeError(
-        f"missing.learn: no value can be trained for '{modality}': the model keeps states.",
-        hint="leave it out, and use another fill: mean, last, zeros, constant:VALUE or blank",
-    )
-
-
-def check_policy(recipe: Recipe, io: IOSpec) -> None:
-    """Checks what the recipe says of streams and of missing modalities against the model.
-
-    Raises:
-        RecipeError: An unknown modality, or something that cannot be had with this data or layout.
-    """
-    try:
-        policy_of(recipe.stream.given(), {}).check(io)
-    except DataError as error:
-        raise RecipeError(f"stream: {error}", hint=error.hint) from error
-    names = io.modality_names()
-    for modality in recipe.missing.learn:
-        if modality not in names:
-            unknown = io.no_modality("missing.learn", modality)
-            raise RecipeError(str(unknown), hint=unknown.hint)
-    wanted = behind_wanted(recipe)
-    if wanted and recipe.data.calib is None:
-        raise RecipeError(
-            f"what stands for '{wanted[0]}' is computed from calibration samples, and there are none.",
-            hint="give some with --calib",
-        )
-    if wanted and recipe.layout == "whole":
-        raise RecipeError(
-            f"what stands for '{wanted[0]}' goes in behind its encoder; the layout 'whole' has one engine.",
-            hint="use --layout staged",
-        )
-    if recipe.missing.learn and io.states:
-        raise _no_training(recipe.missing.learn[0])
-    if recipe.missing.report and recipe.data.eval is None and recipe.data.calib is None:
-        raise RecipeError("the modality report needs samples, and there are none.", hint="give some with --eval")
-
-
-def behind_wanted(recipe: Recipe) -> tuple[str, ...]:
-    """Returns the modalities for which the recipe wants something that goes in behind their encoders."""
-    filled = [m for m, fill in (recipe.stream.optional or {}).items() if fill in BEHIND]
-    return tuple(dict.fromkeys([*filled, *recipe.missing.learn]))
-
-
 def find_cuts(stages: StageGraph, io: IOSpec) -> dict[str, Cut]:
     """Returns modality -> where it enters what it shares with others."""
     states = {s.output for s in io.states}
@@ -203,24 +139,6 @@ def find_cuts(stages: StageGraph, io: IOSpec) -> dict[str, Cut]:
         direct = tuple(i for i in inputs_of(io, modality) if i.name in others)
         cuts[modality] = Cut(modality, own[0] if own else None, given, direct)
     return cuts
-
-
-def check_cuts(recipe: Recipe, cuts: Mapping[str, Cut], io: IOSpec) -> None:
-    """Checks that what the recipe wants behind encoders can be had there.
-
-    Raises:
-        RecipeError: It cannot, with the reason.
-    """
-    told = frozenset(name for name, section in recipe.inputs.items() if section.blank is not None)
-    for modality in behind_wanted(recipe):
-        obstacle = cuts[modality].obstacle(io, told)
-        if obstacle is None and modality in recipe.missing.learn:
-            obstacle = "it has no encoder" if cuts[modality].encoder is None else None
-        if obstacle is not None:
-            raise RecipeError(
-                f"nothing can stand for '{modality}' behind its encoder: {obstacle}.",
-                hint="use another fill: last, zeros, constant:VALUE or blank",
-            )
 
 
 def add_blanks(gaps: Gaps, silence: Silence) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgemm.errors import RecipeError, did_you_mean
+from edgemm.errors import RecipeError
 from edgemm.recipe import Recipe
 from edgemm.tensors import IOSpec
 
@@ -18,10 +18,8 @@ def check_rates(recipe: Recipe, io: IOSpec) -> None:
     asked |= {f"profile.cached.{number}": name for number, name in enumerate(recipe.profile.cached)}
     for field, name in asked.items():
         if name not in names:
-            raise RecipeError(
-                f"{field}: there is no modality '{name}' in this model (it has {', '.join(names)}).",
-                hint=did_you_mean(name, names, "give one of these names"),
-            )
+            unknown = io.no_modality(field, name)
+            raise RecipeError(str(unknown), hint=unknown.hint)
     first: dict[str, str] = {}
     for name, section in recipe.inputs.items():
         modality = io.modalities.get(section.source or name) or io.modalities.get(name)

@@ -21,12 +21,13 @@ from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
 from edgemm.pipeline import targets_of
 from edgemm.pipeline.exporting import export
-from edgemm.pipeline.missing import check_cuts, check_fills, check_policy, find_cuts
+from edgemm.pipeline.missing import find_cuts
 from edgemm.pipeline.preprocessing import NONE, Preprocessing, bake_preprocessing, read_preprocessing
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.rates import check_rates
 from edgemm.pipeline.scoring import check_metric
 from edgemm.pipeline.splits import Splits, open_splits
+from edgemm.pipeline.wishes import check_cuts, check_fills, check_policy
 from edgemm.quant.ruled import find_ruled
 from edgemm.recipe import Recipe
 from edgemm.recipe.problems import Problem, dotted, in_order

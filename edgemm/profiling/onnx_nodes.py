@@ -27,7 +27,10 @@ _BITS |= {"float16": 16, "float32": 32, "float64": 64, "float": 32, "double": 64
 _BITS |= {"bf16": 16, "boolean": 8, "f64": 64, "i4": 4, "u4": 4}
 _BITS |= {f"{kind}{bits}": bits for kind in ("i", "u") for bits in (8, 16, 32, 64)}
 
-SCOPES, NAMESPACE = "pkg.torch.onnx.name_scopes", "namespace"
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Metadata of a node: the paths of the torch modules around it, the outer ones first, as a list in text."""
+
+NAMESPACE = "namespace"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edgemm.errors import QuantizationError, RecipeError, did_you_mean
 from edgemm.partition import Stage, StageGraph
+from edgemm.profiling.onnx_nodes import SCOPES
 from edgemm.quant.plan import FLOAT, QuantPlan
 from edgemm.quant.tensors import named_nodes
 from edgemm.recipe.rules import QuantizeRule, RuleMatch
@@ -22,9 +23,6 @@ RULE = "recipe"
 """`Decision.rule` of a node that a rule decides about."""
 
 _PLURALS = {"stage": "stages", "modality": "modalities", "op": "operators", "node": "nodes", "module": "modules"}
-
-LAYER_KEY = "pkg.torch.onnx.name_scopes"
-"""Metadata of a node: the paths of the torch modules around it, as PyTorch's exporter writes them."""
 
 _MOST = 12
 """Names that an error lists."""
@@ -120,7 +118,7 @@ def _nodes(match: RuleMatch, stage: Stage) -> list[str]:
 
 def _modules(node: ir.Node) -> list[str]:
     """Returns the paths of the torch modules that a node is in, the outer ones first, as far as they are known."""
-    scopes = node.metadata_props.get(LAYER_KEY)
+    scopes = node.metadata_props.get(SCOPES)
     try:
         return [str(path) for path in ast.literal_eval(scopes or "[]")[:-1] if path]  # the last is the node's own
     except (ValueError, SyntaxError, TypeError):

@@ -10,14 +10,12 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from edgemm.data import Blank
-from edgemm.errors import DataError, EdgemmError, did_you_mean
+from edgemm.errors import DataError, EdgemmError
 from edgemm.preprocess.registry import parse
 from edgemm.profiling.budget import parse_budget
 from edgemm.recipe.rules import QuantizeRule
 from edgemm.recipe.section import Section
-from edgemm.runtime.heads import head_name
-from edgemm.runtime.stand_ins import STORED
-from edgemm.runtime.stream_policy import FILLS, Drop
+from edgemm.recipe.streams import MissingSection, StreamSection
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
 Precision = Literal["auto", "fp32", "fp16", "int8", "fp8", "int4"]
@@ -28,7 +26,6 @@ Sizes = tuple[int, int, int]
 """Smallest, usual and largest size of a dynamic dimension."""
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class AboutSection(Section):
@@ -228,86 +225,6 @@ class QuantizeSection(Section):
     def integers_demanded(self) -> bool:
         """Whether something must be integer, or nothing ships."""
         return self.precision == "int8" or any(rule.integer for rule in self.rules)
-
-
-class StreamSection(Section):
-    """How a device makes sets of samples from sensors that have their own rates: defaults of `session.stream`.
-
-    What is not given is as `edgemm.runtime.stream_policy.StreamPolicy` has it.
-    """
-
-    trigger: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = Field(
-        default=None,
-        description="What a set is made for: each sample of a modality, `any` sample, or a rate in hertz.",
-    )
-    optional: dict[str, str] | None = Field(
-        default=None,
-        description="Modality -> what goes in where it has no sample: last, zeros, constant:VALUE, blank (what "
-        "inputs.NAME.blank says), mean (of what its encoder gives), learned (missing.learn), "
-        "head:NAME (missing.heads), fail.",
-    )
-    window: Seconds | dict[str, Seconds] | None = Field(
-        default=None, description="Most seconds between a set and a sample of it; one number, or by modality."
-    )
-    max_age: Seconds | dict[str, Seconds] | None = Field(
-        default=None, description="Most seconds that a sample may be older than its set; one, or by modality."
-    )
-    offset: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
-        default=None, description="Modality -> seconds that are added to its capture times."
-    )
-    timeout: Seconds | None = Field(
-        default=None, description="Seconds that a set waits for samples; default: the largest window."
-    )
-    queue: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Samples of each modality that wait."
-    )
-    drop: Drop | None = Field(default=None, description="What gives way when a queue is full.")
-    reject_nan: bool | None = Field(default=None, description="Refuse samples with NaN in them.")
-
-    @field_validator("optional")
-    @classmethod
-    def _known_fills(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        for modality, fill in (value or {}).items():
-            kind, _, number = fill.partition(":")
-            if head_name(fill) is not None:
-                continue
-            if kind == "constant":
-                try:
-                    float(number)
-                except ValueError as error:
-                    raise ValueError(f"the fill of '{modality}' is '{fill}', expected constant:VALUE") from error
-            elif fill not in (*FILLS, *STORED):
-                known = ", ".join((*FILLS, *STORED))
-                close = did_you_mean(fill, (*FILLS, *STORED), "")
-                raise ValueError(
-                    f"the fill of '{modality}' is '{fill}', expected one of {known}"
-                    + (f"; {close}" if close else "")
-                )
-        return value
-
-    def given(self) -> dict[str, Any]:
-        """Returns the fields that the recipe sets."""
-        return self.model_dump(exclude_none=True)
-
-
-class MissingSection(Section):
-    """What is made for modalities that may lack a sample on the device."""
-
-    learn: tuple[str, ...] = Field(
-        default=(),
-        description="Modalities for which a value is trained that stands for what their encoder gives; "
-        "it is kept where it is better than the mean on samples that it was not trained on; not for models "
-        "with states.",
-    )
-    heads: dict[str, Path] = Field(
-        default_factory=dict,
-        description="Name -> a trained model that takes what the encoders of some modalities give and gives what "
-        "the model gives: the fill head:NAME of the other modalities. Its inputs are called after the modalities.",
-    )
-    report: bool = Field(
-        default=False,
-        description="Score what ships with every subset of the modalities and every fill: report/modalities.json.",
-    )
 
 
 class ProfileSection(Section):

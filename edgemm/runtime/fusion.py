@@ -196,13 +196,11 @@ class FusionSession:
             if gate.attended:
                 gate.stop(call)
             feed = feed if self.raw is None else self.raw(feed)
-            direct = self._direct
-            if direct is not None and type(feed) is dict and self._feeds.recognise(feed):
-                if changed is not None:
-                    check_marks(self._io, changed)
-                return dict(zip(self._results, direct(feed), strict=True))
             if changed is not None:
                 check_marks(self._io, changed)
+            direct = self._direct
+            if direct is not None and type(feed) is dict and self._feeds.recognise(feed):
+                return dict(zip(self._results, direct(feed), strict=True))
             cache = self._cache
             if cache is not None and (cache.active or changed is not None):
                 return self._run_cached(cache, feed, changed)

@@ -51,10 +51,6 @@ class OpenHead:
         found = dict(zip(self.entry.outputs, self.engine.run(given), strict=True))
         return tuple(found.get(name, NOTHING) for name in names)
 
-    def close(self) -> None:
-        """Frees the engine."""
-        self.engine.close()
-
 
 def open_heads(
     folder: Path, manifest: Manifest, variant: Variant, options: SessionOptions

@@ -245,7 +245,7 @@ def _open_candidate(
         heads, own = open_heads(folder, manifest, session.variant, replace(options, spinning=False))
         session._engines += own  # it closes them
         session.stand_ins = load_stand_ins(folder, manifest, session.variant, heads)
-    session.raw = load_raw(folder, manifest)
+        session.raw = load_raw(folder, manifest)
     opened = tuple(e.file for e in engines)
     session.choice = Choice(variant.name, candidate.backend, candidate.build, opened)
     return session

@@ -274,6 +274,19 @@ def test_check_holds_shapes_against_the_model(edgemm: Edgemm, model: Path, write
     assert edgemm("recipe", "check", write(f"{text}[batch, 3]\n")).code == 0
 
 
+def test_check_holds_heads_against_the_recipe_and_the_model(
+    edgemm: Edgemm, model: Path, npz: Npz, write: Any
+) -> None:
+    text = "model: {path: model.onnx}\nstream: {optional: {gyro: 'head:alone'}}\n"
+    told = edgemm("recipe", "check", write(text))
+    assert told.code == 1
+    assert "'head:alone', which missing.heads does not have" in told.out
+    named = f"{text}missing: {{heads: {{alone: model.onnx}}}}\n"
+    told = edgemm("recipe", "check", write(named))
+    assert told.code == 1
+    assert "'alone' is checked with calibration samples, and there are none" in told.out
+
+
 def test_check_runs_no_code_unless_told(edgemm: Edgemm, model: Path, write: Any, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
     path = write("model: {path: model.onnx}\nevaluate: {metric: own.py:score}\n")

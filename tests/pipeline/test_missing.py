@@ -16,9 +16,9 @@ from edgemm.bundle import Manifest, read_manifest, verify
 from edgemm.errors import RecipeError
 from edgemm.pipeline import ConvertResult, convert
 from edgemm.pipeline.learn import choose_loss
-from edgemm.pipeline.missing import check_policy
 from edgemm.pipeline.modalities import find_cases
 from edgemm.pipeline.splits import divide, open_splits
+from edgemm.pipeline.wishes import check_policy
 from edgemm.recipe import build_recipe
 from edgemm.recipe.schema import DataSection
 from edgemm.runtime import open_session

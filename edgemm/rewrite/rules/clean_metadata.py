@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgemm.profiling.onnx_nodes import NAMESPACE, SCOPES
 from edgemm.tensors import IOSpec
 
-KEPT = frozenset({"namespace", "pkg.torch.onnx.class_hierarchy", "pkg.torch.onnx.name_scopes"})
+KEPT = frozenset({NAMESPACE, SCOPES, "pkg.torch.onnx.class_hierarchy"})
 """Keys that stay although an exporter wrote them. Keys that do not begin with `pkg.` are the user's and stay."""
 
 
