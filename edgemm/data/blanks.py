@@ -8,8 +8,10 @@ Calibration mixes a share of such samples in (`with_blanks`); search and evaluat
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,10 +52,10 @@ class Blank:
         """
         kind, colon, number = text.partition(":")
         if kind in ("silence", "constant"):
-            try:
-                return cls(kind, float(number) if colon else 1e-3 if kind == "silence" else 0.0)
-            except ValueError:
-                pass
+            with suppress(ValueError):
+                value = float(number) if colon else 1e-3 if kind == "silence" else 0.0
+                if math.isfinite(value):
+                    return cls(kind, value)
         elif kind in ("zeros", "mean") and not colon:
             return cls(kind)
         elif text.endswith(".npy"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -143,7 +144,9 @@ def _convert(value: Any, hint: Any, where: str, folder: Path | None) -> Any:
     elif hint is Path and isinstance(value, (str, Path)):
         return Path(value) if folder is None else folder / value
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        if math.isfinite(value):
+            return float(value)
+        raise RecipeError(f"preprocess: {where} is {value!r}, expected a finite number.", hint=_DOCS)
     elif isinstance(hint, type) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
     raise RecipeError(f"preprocess: {where} is {value!r}, expected {_expected(hint)}.", hint=_DOCS)

@@ -186,6 +186,11 @@ def _hint(items: Iterable[Any], loc: Loc) -> str:
         return "give calibration samples with --calib, or choose --precision auto or fp32"
     info = field_at(loc)
     told = f"{info.description}" if info is not None and info.description else "see `edgemm recipe schema`"
+    if first["type"] == "finite_number":
+        default = None if info is None else info.default
+        return f"{told} {'Leave it out, or give' if default is None else 'Give'} a finite number" + (
+            f"; the default is {default:g}." if isinstance(default, float) else "."
+        )
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         return did_you_mean(first["input"], re.findall(r"'([^']+)'", first["ctx"]["expected"]), told)
     return told

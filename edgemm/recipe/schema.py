@@ -79,7 +79,7 @@ class InputSection(Section):
     modality: str | None = Field(default=None, min_length=1, description="Modality that this input belongs to.")
     shape: tuple[int | str, ...] | None = Field(default=None, description="Sizes, or names of symbolic ones.")
     dtype: str = Field(default="float32", description="numpy dtype name.")
-    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    rate: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Samples a second that its sensor gives, in hertz; `edgemm profile` paces by it."
     )
     blank: str | None = Field(
@@ -168,9 +168,7 @@ class EvaluateSection(Section):
         "default: accuracy for integer labels, mae for float labels, agreement without labels.",
     )
     output: str | None = Field(default=None, description="Output that is scored; default: the first.")
-    max_drop: float = Field(
-        default=0.01, ge=0, allow_inf_nan=False, description="Largest loss of the metric that may ship."
-    )
+    max_drop: float = Field(default=0.01, ge=0, description="Largest loss of the metric that may ship.")
     batch: int = Field(default=1, ge=1, description="Samples per run during evaluation; 1 is what a device runs.")
 
 
@@ -198,11 +196,15 @@ class QuantizeSection(Section):
     max_latency_ms: float | None = Field(
         default=None,
         gt=0,
-        allow_inf_nan=False,
         description="Latency that what ships must keep to on this machine, in milliseconds.",
     )
     search_seconds: float = Field(
         default=60.0, ge=0, description="The search begins nothing new after this and takes the best so far."
+    )
+    measure_seconds: float = Field(
+        default=4.0,
+        gt=0,
+        description="How long variants that may ship are timed, each time; more on a busy machine.",
     )
     plan: Path | None = Field(default=None, description="A saved plan to apply instead of searching for one.")
     cache: bool = Field(default=True, description="Keep measurements, so that a search that was stopped goes on.")
@@ -231,13 +233,13 @@ class ProfileSection(Section):
     """How `edgemm profile` measures the bundle, where its options do not say; read on the device, too."""
 
     runs: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Measured runs, in each mode.")
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    seconds: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="How long to measure each mode, in seconds; default: 3."
     )
     warmup: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="Runs before the measured ones; default: until the times are steady."
     )
-    rates: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
+    rates: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         default=None, description="Modality -> hertz: paced runs, too; default: inputs.NAME.rate. {}: none."
     )
     cached: tuple[str, ...] = Field(

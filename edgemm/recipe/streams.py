@@ -13,7 +13,7 @@ from edgemm.runtime.heads import head_name
 from edgemm.runtime.stand_ins import STORED
 from edgemm.runtime.stream_policy import FILLS, Drop
 
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class StreamSection(Section):
@@ -22,7 +22,7 @@ class StreamSection(Section):
     What is not given is as `edgemm.runtime.stream_policy.StreamPolicy` has it.
     """
 
-    trigger: Annotated[float, Field(gt=0, allow_inf_nan=False)] | str | None = Field(
+    trigger: Annotated[float, Field(gt=0)] | str | None = Field(
         default=None,
         description="What a set is made for: each sample of a modality, `any` sample, or a rate in hertz.",
     )
@@ -38,7 +38,7 @@ class StreamSection(Section):
     max_age: Seconds | dict[str, Seconds] | None = Field(
         default=None, description="Most seconds that a sample may be older than its set; one, or by modality."
     )
-    offset: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
+    offset: dict[str, float] | None = Field(
         default=None, description="Modality -> seconds that are added to its capture times."
     )
     timeout: Seconds | None = Field(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from edgemm.errors import RecipeError
 from edgemm.recipe import Recipe, build_recipe, load_recipe
+from edgemm.recipe.fields import every_field, field_at, has_free_keys
 from edgemm.recipe.loader import merge
 from edgemm.runtime.stream_policy import StreamPolicy
 
@@ -73,6 +76,43 @@ def test_negative_budget_is_refused() -> None:
 def test_values_that_mean_nothing_are_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_recipe({"model": {"path": "m.pt2"}} | section, where="options")
+
+
+def _takes_floats(annotation: Any) -> bool:
+    return annotation is float or any(map(_takes_floats, get_args(annotation)))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", [k.name for k in every_field() if _takes_floats(k.info.annotation)])
+def test_no_number_is_infinite_or_none(name: str, value: float) -> None:
+    """In words that say what to write: a search without an end, a parity that accepts all."""
+    loc = tuple(name.split("."))
+    info = field_at(loc)
+    assert info is not None
+    fields: Any = {"x": value} if has_free_keys(info.annotation) and name != "stream.window" else value
+    for key in reversed(loc):
+        fields = {key: fields}
+    with pytest.raises(RecipeError, match=re.escape(f"r.yaml: {name}")) as caught:
+        build_recipe({"model": {"path": "m.pt2"}} | fields, where="r.yaml")
+    assert "finite number" in f"{caught.value.hint} {caught.value}" or "a number" in str(caught.value)
+
+
+def test_what_has_no_end_is_answered_with_what_to_write() -> None:
+    cases = (({"search_seconds": math.inf}, "the default is 60"), ({"max_latency_ms": math.inf}, "Leave it out"))
+    for section, said in cases:
+        with pytest.raises(RecipeError, match="expected a finite number") as caught:
+            build_recipe({"model": {"path": "m.pt2"}, "quantize": section}, where="r.yaml")
+        assert said in caught.value.hint
+
+
+def test_numbers_of_blanks_and_steps_are_finite() -> None:
+    for field, value in (
+        ("blank", "constant:nan"),
+        ("blank", "silence:inf"),
+        ("preprocess", [{"normalize": {"mean": [float("nan")], "std": [1.0]}}]),
+    ):
+        with pytest.raises(RecipeError, match=rf"inputs\.a\.{field}: .*(nan|inf).*expected"):
+            build_recipe({"model": {"path": "m.pt2"}, "inputs": {"a": {field: value}}}, where="r.yaml")
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
