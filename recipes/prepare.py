@@ -13,6 +13,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import os
 import shutil
 import sys
 import time
@@ -190,6 +191,7 @@ def prepare(name: str, folder: Path | None = None, way: Way = USUAL) -> Path:
 
 def main() -> None:
     """Trains one recipe, with two threads, so that every machine gives about the same weights."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait leave the core to whoever works
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -21,7 +21,7 @@ from edgemm.pipeline.engines import EngineKind, engine_kinds
 from edgemm.pipeline.forms import timed
 from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.lineup import MARGIN, LineUp, best_lineup, race_floats
-from edgemm.pipeline.objections import apart, inaccurate, over_budget, over_limit, too_slow
+from edgemm.pipeline.objections import DOUBT, GLANCE, REMEDY, apart, inaccurate, over_budget, over_limit, too_slow
 from edgemm.pipeline.outcome import BASELINE, Judged, Outcome, assemble
 from edgemm.pipeline.pairing import BOTH, compare, partner, pays, worth_trying
 from edgemm.pipeline.progress import Clock, Progress
@@ -39,9 +39,6 @@ from edgemm.tensors import Feed
 
 if TYPE_CHECKING:
     from edgemm.quant.measure import ChainMeasure
-
-SECONDS = 4.0
-"""How long a final measurement takes."""
 
 ATTEMPTS = 4
 """Proposals of each layout that are built and evaluated before the float model ships."""
@@ -201,7 +198,7 @@ class Contest:
         if chosen is None and section.integers_demanded:
             reason = self.integers.nothing() if self.integers is not None else "there are no samples"
             reason = refused.objection or reason if refused is not None else reason
-            raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=_REMEDY)
+            raise QuantizationError(f"int8 was demanded and cannot ship: {reason}.", hint=REMEDY)
         if chosen is None or (section.objective == "accuracy" and sure.objection is None):
             chosen = sure
         if (missed := over_limit(self.recipe, chosen)) is not None:
@@ -217,24 +214,25 @@ class Contest:
 
         What a cut costs shows only in the session.
         """
-        section = self.recipe.quantize
+        demanded = self.recipe.quantize.integers_demanded
         held: dict[str, Judged] = {}
         refused: Judged | None = None
         attempts = dict.fromkeys((layout.name for layout in self.layouts), 0)
+        slow: set[tuple[str, tuple[EngineKind, ...], bool]] = set()
         for proposal in order:
-            layout = proposal.layout.name
-            if (
-                layout in held
-                or attempts[layout] >= ATTEMPTS
-                or (section.integers_demanded and not proposal.integer)
-            ):
+            layout, form = proposal.layout.name, (proposal.layout.name, proposal.kinds, proposal.integer)
+            if layout in held or attempts[layout] >= ATTEMPTS or (demanded and not proposal.integer):
                 continue
             attempts[layout] += 1
+            if form in slow:  # a milder plan on the same engines gains nothing
+                continue
             judged = self._judged(proposal, sure)
             if judged.objection is None:
                 held[layout] = judged
                 continue
             self.progress.step("verify", f"{judged.proposal}: refused, {judged.objection}")
+            if judged.timings and too_slow(self.recipe, judged, sure, DOUBT) is not None:
+                slow.add(form)
             if proposal.integer and refused is None:
                 refused = judged
         return held, refused
@@ -282,8 +280,10 @@ class Contest:
             judged.candidate = self._scored(candidate)
             judged.objection = inaccurate(self.recipe, judged.candidate.variant.accuracy)
         if judged.objection is None and (self.timed or self.recipe.quantize.max_latency_ms is not None):
-            judged.timings = self._time([judged.candidate, sure.candidate])
-            judged.objection = too_slow(self.recipe, judged, sure)
+            for part, doubt in ((GLANCE, DOUBT), (1.0, 1.0)):
+                if judged.objection is None:
+                    judged.timings = self._time([judged.candidate, sure.candidate], part)
+                    judged.objection = too_slow(self.recipe, judged, sure, doubt)
         if judged.objection is not None:
             self._leave(judged.candidate)
         return judged
@@ -378,11 +378,12 @@ class Contest:
         samples = self.splits.evaluation if self.splits.evaluation is not None else self.splits.any
         return latency_feeds(self.bench.io, samples, self.bench.sizes)
 
-    def _time(self, candidates: Sequence[Candidate]) -> dict[str, Timing]:
+    def _time(self, candidates: Sequence[Candidate], part: float = 1.0) -> dict[str, Timing]:
+        seconds = part * self.recipe.quantize.measure_seconds
         names = list(dict.fromkeys([BASELINE, *(c.variant.name for c in candidates)]))
         self.progress.status("measure", f"{len(names)} variants, interleaved")
         with self.clock("measure"):
-            return time_sessions({n: self._sessions[n] for n in names}, self._feeds(), seconds=SECONDS)
+            return time_sessions({n: self._sessions[n] for n in names}, self._feeds(), seconds=seconds)
 
     def _scored(self, candidate: Candidate) -> Candidate:
         if self._scorers is None:
@@ -393,6 +394,3 @@ class Contest:
             lambda blank: self.progress.status("verify", f"{variant.precision}{blank}"),
         )
         return replace(candidate, variant=replace(variant, accuracy=accuracy))
-
-
-_REMEDY = "raise --max-drop, give more calibration samples, or use --precision auto to ship what works"

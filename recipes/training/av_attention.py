@@ -10,4 +10,4 @@ from recipes.training.digits import make_digits
 
 def make(place: Path, *, quick: bool = False) -> None:
     """Writes `model.pt2`, `model.pt`, `calib.npz` and `eval.npz` to `place`."""
-    make_digits(av_attention.build(), place, rate=2e-3, epochs=10, quick=quick)
+    make_digits(av_attention.build(), place, rate=2e-3, epochs=6, quick=quick)

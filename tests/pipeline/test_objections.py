@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
-from edgemm.pipeline.objections import inaccurate
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgemm.pipeline.objections import DOUBT, inaccurate, too_slow
 from edgemm.recipe import Recipe
+from edgemm.runtime.latency import Latencies
+from edgemm.runtime.turns import Timing
+
+
+def timed(ms: float, floating: float = 1.0) -> tuple[Any, Any]:
+    """A variant that takes `ms`, and the float one, measured together."""
+    timings = {
+        name: Timing(Latencies(np.full(9, value * 1e-3)), {}, Latencies(np.full(9, value * 1e-3)))
+        for name, value in (("int8", ms), ("fp32", floating))
+    }
+    judged = SimpleNamespace(
+        ms=ms, timings=timings, candidate=SimpleNamespace(variant=SimpleNamespace(name="int8"))
+    )
+    return judged, SimpleNamespace(candidate=SimpleNamespace(variant=SimpleNamespace(name="fp32")))
+
+
+@pytest.mark.parametrize(
+    ("ms", "glance", "measured"), [(0.8, False, False), (1.05, False, True), (1.3, True, True)]
+)
+def test_a_glance_refuses_only_what_is_clearly_slower(ms: float, glance: bool, measured: bool) -> None:
+    recipe = Recipe.model_validate({"model": {"path": "m.onnx"}})
+    assert bool(too_slow(recipe, *timed(ms), DOUBT)) is glance
+    assert bool(too_slow(recipe, *timed(ms))) is measured
+    limited = Recipe.model_validate({"model": {"path": "m.onnx"}, "quantize": {"max_latency_ms": 0.5}})
+    assert "--max-latency-ms" in str(too_slow(limited, *timed(ms)))
 
 
 def test_a_drop_with_a_blank_modality_reads_as_a_sentence() -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from edgemm.cli import cli
 from edgemm.errors import BackendError, QuantizationError
-from edgemm.pipeline import ConvertResult
+from edgemm.pipeline import ConvertResult, variants
 from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.proposals import Proposal
@@ -204,6 +204,26 @@ def test_what_fails_on_the_evaluation_samples_steps_back_along_the_front(
     points = [p for p in report(result)["points"] if p["fits"]]
     assert len(points) > 1
     assert sum(p["chosen"] for p in points) == 1
+
+
+def test_what_is_clearly_slower_is_neither_measured_long_nor_tried_again(
+    convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Integers are declared slow: a glance refuses them, and milder plans on the same engines are left out."""
+    measured: list[tuple[bool, float]] = []
+    time_sessions = variants.time_sessions
+
+    def noted(sessions: Any, feeds: Any, *, seconds: float) -> Any:
+        measured.append((any(n.startswith("int8") for n in sessions), seconds))
+        return time_sessions(sessions, feeds, seconds=seconds)
+
+    monkeypatch.setattr("edgemm.pipeline.variants.time_sessions", noted)
+    monkeypatch.setattr("edgemm.pipeline.variants.too_slow", lambda *given: "slow")
+    quantize = {"precision": "auto", "cache": False, "measure_seconds": 0.4}
+    result = convert_onnx(quantize=quantize, evaluate=BUDGET, layout="staged", engine="onnxruntime")
+    assert result.shipped.precision == "fp32"
+    assert [seconds for integer, seconds in measured if integer] == [pytest.approx(0.1)]
+    assert {seconds for integer, seconds in measured if not integer} <= {0.4}
 
 
 def test_single_calls_after_a_pause_count_as_well(convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
