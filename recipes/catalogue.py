@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from recipes.prepare import RECIPES, VERSION
 PAGE, RESULTS = RECIPES / "README.md", RECIPES / "results"
 BEGIN, END = "<!-- catalogue: `python -m recipes.catalogue` writes this -->", "<!-- end of the catalogue -->"
 COLUMNS = ("recipe", "task", "modalities", "fusion", "data", "float", "edge", "latency", "size", "command")
+BLANK = "A model that answers as well with one modality blank needs no fusion. Float, on the evaluation split:"
 PERCENT = frozenset({"accuracy", "f1_macro", "auroc", "agreement"})
 """Metrics that are shares; those of the recipes' own say so by lying from 0 to 1."""
 
@@ -34,6 +35,22 @@ def catalogue(recipes: Path = RECIPES, results: Path = RESULTS) -> str:
     rows = [_row(file, _record(results / f"{file.stem}.json")) for file in sorted(recipes.glob("*.yaml"))]
     lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def page_part() -> str:
+    """Returns everything between the marks of `recipes/README.md`."""
+    return f"{catalogue()}\n{BLANK}\n\n{blanks()}"
+
+
+def blanks(results: Path = RESULTS) -> str:
+    """Returns what the float models score with one modality blank, a row per recipe: does it need its fusion?"""
+    lines = ["| recipe | both | one modality blank |", "| --- | --- | --- |"]
+    for file in sorted(results.glob("*.json")):
+        if (record := _record(file)) and record.get("blank"):
+            metric, say = _metric(record), _say(record)
+            blank = ", ".join(f"{name} {say(score)}" for name, score in record["blank"].items())
+            lines.append(f"| `{record['recipe']}` | {metric} {say(record['accuracy']['float'])} | {blank} |")
+    return "\n".join(lines) + "\n"
 
 
 def _record(file: Path) -> Mapping[str, Any] | None:
@@ -63,17 +80,27 @@ def _modalities(fields: Mapping[str, Any]) -> list[str]:
 
 def _measured(record: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """Returns the float model's score with the metric's name, what ships, and both ratios."""
-    accuracy, metric = record["accuracy"], record["metric"].rpartition(":")[2]
-    share = metric in PERCENT or all(0 <= accuracy[key] <= 1 for key in ("float", "variant"))
-    before, after = (f"{accuracy[k]:.1%}" if share else f"{accuracy[k]:.3g}" for k in ("float", "variant"))
+    say = _say(record)
+    before, after = (say(record["accuracy"][key]) for key in ("float", "variant"))
     also = "".join(f", {name} {value:.3g}" for name, value in record["also"].items())
     ratio = record["latency"]["ratio"]
     return (
-        f"{metric} {before}",
+        f"{_metric(record)} {before}",
         f"{after} {record['ships']['precision']}{also}",
         "–" if ratio is None else f"{ratio:.2f}",
         f"{record['size']['ratio']:.2f}",
     )
+
+
+def _metric(record: Mapping[str, Any]) -> str:
+    return str(record["metric"].rpartition(":")[2])
+
+
+def _say(record: Mapping[str, Any]) -> Callable[[float], str]:
+    """Returns what writes a score of this record: as a share of 100 where it is one."""
+    scores = (record["accuracy"][key] for key in ("float", "variant"))
+    share = _metric(record) in PERCENT or all(0 <= score <= 1 for score in scores)
+    return (lambda score: f"{score:.1%}") if share else (lambda score: f"{score:.3g}")
 
 
 def with_catalogue(page: str, table: str) -> str:
@@ -95,7 +122,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args(words)
     page = PAGE.read_text(encoding="utf-8")
-    wanted = with_catalogue(page, catalogue())
+    wanted = with_catalogue(page, page_part())
     if page == wanted:
         return 0
     if options.check:

@@ -148,6 +148,7 @@ def summary(result: Record) -> Record:
         "metric": accuracy["metric"],
         "samples": accuracy["samples"],
         "accuracy": {key: _short(accuracy[key]) for key in ("float", "variant", "drop", "budget")},
+        "blank": {name: _short(found["float"]) for name, found in accuracy.get("blank", {}).items()},
         "latency": {key: _short(latency.get(key)) for key in ("float_ms", "variant_ms", "ratio")},
         "size": {"float_bytes": before, "edge_bytes": after, "ratio": _short(after / before)},
         "ships": {key: shipped[key] for key in ("name", "precision", "layout", "decisions")},

@@ -42,7 +42,7 @@ def test_every_recipe_has_a_row_and_every_row_a_recipe() -> None:
 
 def test_table_is_what_would_be_written() -> None:
     page = c.PAGE.read_text(encoding="utf-8")
-    assert c.with_catalogue(page, c.catalogue()) == page, "run python -m recipes.catalogue"
+    assert c.with_catalogue(page, c.page_part()) == page, "run python -m recipes.catalogue"
 
 
 def test_every_result_is_of_a_recipe() -> None:
@@ -55,6 +55,13 @@ def test_a_row_says_what_was_measured_and_that_data_are_synthetic(folder: Path) 
     assert (
         "| word_accuracy 91.0% | 90.0% int8, f1_macro 0.5 | 0.50 | 0.40 | `python -m recipes.make both` |" in row
     )
+
+
+def test_what_a_silent_modality_costs_is_a_table_of_its_own(folder: Path) -> None:
+    (folder / "both.json").write_text(json.dumps(RECORD | {"blank": {"audio": 0.5, "image": 0.7}}))
+    assert c.blanks(folder).splitlines()[-1] == "| `both` | word_accuracy 91.0% | audio 50.0%, image 70.0% |"
+    (folder / "both.json").write_text(json.dumps(RECORD))
+    assert len(c.blanks(folder).splitlines()) == 2
 
 
 def test_what_was_not_measured_is_a_dash(folder: Path) -> None:
