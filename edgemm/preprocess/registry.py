@@ -56,8 +56,8 @@ def step_class(name: str) -> type[Step]:
     """
     if name not in STEPS:
         raise RecipeError(
-            f"preprocess: there is no step '{name}' (steps: {', '.join(STEPS)}).",
-            hint=did_you_mean(name, STEPS, _DOCS),
+            f"preprocess: there is no step '{name}'.",
+            hint=did_you_mean(name, STEPS, f"steps: {', '.join(STEPS)}; {_DOCS}"),
         )
     module, _, attribute = STEPS[name].partition(":")
     return cast("type[Step]", getattr(importlib.import_module(module), attribute))
@@ -111,8 +111,8 @@ def _step(item: object, folder: Path | None) -> Step:
     for key in options:
         if key not in fields:
             raise RecipeError(
-                f"preprocess: {name}: there is no option '{key}' (options: {', '.join(fields) or 'none'}).",
-                hint=did_you_mean(str(key), fields, _DOCS),
+                f"preprocess: {name}: there is no option '{key}'.",
+                hint=did_you_mean(str(key), fields, f"options: {', '.join(fields) or 'none'}; {_DOCS}"),
             )
     for key, field in fields.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING

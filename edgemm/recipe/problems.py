@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from edgemm.errors import RecipeError, did_you_mean
 from edgemm.recipe.fields import field_at, meant, section_at
+from edgemm.recipe.section import REFUSED
 from edgemm.recipe.source import Loc, Place, RecipeText
 
 
@@ -155,7 +156,7 @@ def _message(item: Any, loc: Loc) -> str:
         return "there is no such field"
     if kind == "missing":
         return "it is missing"
-    if kind == "value_error":
+    if kind in ("value_error", REFUSED):
         return str(text)
     section = section_at(loc) if kind in ("model_type", "model_attributes_type") else None
     expected = re.sub(r"^(Input should be|(Value|Input|String) should have) ", "", text)
@@ -170,9 +171,6 @@ def _message(item: Any, loc: Loc) -> str:
     return f"got {_short(item['input'])}, expected {expected}"
 
 
-_OURS = {"a valid dictionary": "a mapping", "a valid ": "a ", "a integer": "an integer", "a tuple": "a list"}
-
-
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -182,6 +180,8 @@ def _hint(items: Iterable[Any], loc: Loc) -> str:
     first = next(iter(items))
     if first["type"] == "extra_forbidden":
         return meant(loc)
+    if first["type"] == REFUSED:
+        return str(first["ctx"]["hint"])
     if "data.calib" in first["msg"]:
         return "give calibration samples with --calib, or choose --precision auto or fp32"
     info = field_at(loc)

@@ -14,7 +14,7 @@ from edgemm.errors import DataError, EdgemmError
 from edgemm.preprocess.registry import parse
 from edgemm.profiling.budget import parse_budget
 from edgemm.recipe.rules import QuantizeRule
-from edgemm.recipe.section import Section
+from edgemm.recipe.section import Section, refused
 from edgemm.recipe.streams import MissingSection, StreamSection
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
@@ -117,7 +117,7 @@ class InputSection(Section):
             try:
                 parse(value)
             except EdgemmError as error:
-                raise ValueError(f"{str(error).removesuffix('.')} ({error.hint})") from error
+                raise refused(error) from error
         return value
 
     @field_validator("blank", mode="before")
@@ -130,7 +130,7 @@ class InputSection(Section):
             try:
                 Blank.parse(value)
             except DataError as error:
-                raise ValueError(str(error)) from error
+                raise refused(error) from error
         return value
 
 
@@ -259,7 +259,7 @@ class ProfileSection(Section):
             try:
                 parse_budget(value)
             except EdgemmError as error:
-                raise ValueError(f"{str(error).removesuffix('.')} ({error.hint})") from error
+                raise refused(error) from error
         return value
 
     @model_validator(mode="after")

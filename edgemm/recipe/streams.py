@@ -5,15 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
-from edgemm.errors import did_you_mean
-from edgemm.recipe.section import Section
+from edgemm.errors import RecipeError, did_you_mean
+from edgemm.recipe.section import Section, refused
 from edgemm.runtime.heads import head_name
 from edgemm.runtime.stand_ins import STORED
 from edgemm.runtime.stream_policy import FILLS, Drop
 
 Seconds = Annotated[float, Field(ge=0)]
+
+
+def _known_fill(fill: str) -> str:
+    kind, _, number = fill.partition(":")
+    if head_name(fill) is not None:
+        return fill
+    if kind == "constant":
+        try:
+            float(number)
+        except ValueError as error:
+            got = f"got '{fill}', expected constant:VALUE."
+            raise refused(RecipeError(got, hint="give a number: constant:0.5")) from error
+    elif fill not in (known := (*FILLS, *STORED)):
+        got = f"got '{fill}', expected one of {', '.join(known)} or head:NAME."
+        raise refused(RecipeError(got, hint=did_you_mean(fill, known, "docs/streams.md says what each puts in")))
+    return fill
+
+
+Fill = Annotated[str, AfterValidator(_known_fill)]
+"""What goes in where a modality has no sample."""
 
 
 class StreamSection(Section):
@@ -26,7 +46,7 @@ class StreamSection(Section):
         default=None,
         description="What a set is made for: each sample of a modality, `any` sample, or a rate in hertz.",
     )
-    optional: dict[str, str] | None = Field(
+    optional: dict[str, Fill] | None = Field(
         default=None,
         description="Modality -> what goes in where it has no sample: last, zeros, constant:VALUE, blank (what "
         "inputs.NAME.blank says), mean (of what its encoder gives), learned (missing.learn), "
@@ -49,27 +69,6 @@ class StreamSection(Section):
     )
     drop: Drop | None = Field(default=None, description="What gives way when a queue is full.")
     reject_nan: bool | None = Field(default=None, description="Refuse samples with NaN in them.")
-
-    @field_validator("optional")
-    @classmethod
-    def _known_fills(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        for modality, fill in (value or {}).items():
-            kind, _, number = fill.partition(":")
-            if head_name(fill) is not None:
-                continue
-            if kind == "constant":
-                try:
-                    float(number)
-                except ValueError as error:
-                    raise ValueError(f"the fill of '{modality}' is '{fill}', expected constant:VALUE") from error
-            elif fill not in (*FILLS, *STORED):
-                known = ", ".join((*FILLS, *STORED))
-                close = did_you_mean(fill, (*FILLS, *STORED), "")
-                raise ValueError(
-                    f"the fill of '{modality}' is '{fill}', expected one of {known}"
-                    + (f"; {close}" if close else "")
-                )
-        return value
 
     def given(self) -> dict[str, Any]:
         """Returns the fields that the recipe sets."""

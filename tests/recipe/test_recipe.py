@@ -105,6 +105,21 @@ def test_what_has_no_end_is_answered_with_what_to_write() -> None:
         assert said in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("steps", "message", "hint"),
+    [
+        (["resise"], "there is no step 'resise'", "did you mean 'resize'?"),
+        (["warp"], "there is no step 'warp'", "steps: bgr_to_rgb, nv12_to_rgb, resize, "),
+        ([{"to_chw": {"scael": 1}}], "to_chw: there is no option 'scael'", "did you mean 'scale'?"),
+    ],
+)
+def test_a_wrong_step_is_answered_with_what_was_meant_first(steps: list[Any], message: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        build_recipe({"model": {"path": "m.pt2"}, "inputs": {"a": {"preprocess": steps}}}, where="r.yaml")
+    assert str(caught.value) == f"r.yaml: inputs.a.preprocess: preprocess: {message}."
+    assert caught.value.hint.startswith(hint)
+
+
 def test_numbers_of_blanks_and_steps_are_finite() -> None:
     for field, value in (
         ("blank", "constant:nan"),
@@ -211,8 +226,11 @@ def test_a_stream_policy_is_what_the_runtime_takes() -> None:
     ("stream", "message"),
     [
         ({"trigger": 0}, r"stream\.trigger"),
-        ({"optional": {"audio": "meen"}}, "'audio' is 'meen', expected one of fail, last, zeros"),
-        ({"optional": {"audio": "constant:x"}}, "expected constant:VALUE"),
+        (
+            {"optional": {"image": "zeros", "audio": "meen"}},
+            r"stream\.optional\.audio: got 'meen', expected one of fail, last, zeros.*\nhint: did you mean 'mean'",
+        ),
+        ({"optional": {"audio": "constant:x"}}, r"optional\.audio: got .constant:x., expected constant:VALUE"),
         ({"window": float("inf")}, r"stream\.window"),
         ({"max_age": {"audio": -1}}, r"stream\.max_age"),
         ({"queue": 0}, r"stream\.queue"),
