@@ -37,6 +37,8 @@ from edgemm.tensors import IOSpec
 
 _BY_MODALITY = ("optional", "window", "max_age", "offset")
 """Fields of `stream` whose keys are modalities."""
+_ABOUT_MISSING = ("optional", "learn", "heads")
+"""Fields of `stream` and `missing` that say what stands for a modality."""
 
 
 def check_names(
@@ -213,13 +215,31 @@ class _Check:
         option = re.match(r"--(\w+) (\S+?)(?:=\S+)?: ", message)
         if option is not None:
             message = message[option.end() :]
-        if loc == otherwise:
+        if loc == otherwise == ("stream",):
+            loc = self.wish(message)
+            message = re.sub(r"^stream: (\w+: )?", "", message)
+        elif loc == otherwise:
             quoted = [option.group(2)] if option is not None else []
             quoted += re.findall(r"'([^']+)'", message)
             loc = next((found for name in quoted for found in self.spots(name)), loc)
         message = message.removeprefix(f"{dotted(loc)}: ")
         place = self.text.place(loc, key=loc[0] == "inputs" and len(loc) == 2)
         return Problem(self.text.origin, dotted(loc), message, error.hint, place), loc
+
+    def wish(self, message: str) -> Loc:
+        """Returns the field of `stream` or `missing` that a message about missing modalities is about."""
+        names = re.findall(r"'([^']+)'", message)
+        named = re.match(r"stream: (\w+)", message)
+        for section in ("stream", "missing"):
+            fields: Mapping[str, Any] = getattr(self.recipe, section).model_dump(exclude_none=True)
+            for key, value in fields.items():
+                if (named is None and key not in _ABOUT_MISSING) or (named and key != named.group(1)):
+                    continue
+                inner = value if isinstance(value, (Mapping, tuple)) else ()
+                found = next((name for name in names if name in inner), None)
+                if found is not None:
+                    return (section, key, found if isinstance(inner, Mapping) else inner.index(found))
+        return ("stream",) if named is None else ("stream", named.group(1))
 
     def spots(self, name: str) -> Iterator[Loc]:
         """Yields the fields below inputs, states, data, evaluate and model that are called or say `name`."""

@@ -287,6 +287,26 @@ def test_check_holds_heads_against_the_recipe_and_the_model(
     assert "'alone' is checked with calibration samples, and there are none" in told.out
 
 
+@pytest.mark.parametrize(
+    ("stream", "field", "line"),
+    [
+        ("optional: {image: zeros,\n    gyro: zeroes}", "stream.optional.gyro", 7),
+        ("optional: {image: zeros,\n    gyro: learned}", "stream.optional.gyro", 7),
+        ("optional: {image: zeros,\n    gyro: 'head:x'}", "stream.optional.gyro", 7),
+        ("optional: {image: zeros,\n    gyro: mean}", "stream.optional.gyro", 7),
+        ("window: {image: 1}\n  optional:\n    image: 'constant:nan'", "stream.optional.image", 8),
+    ],
+)
+def test_check_tells_a_fill_at_its_own_line(
+    edgemm: Edgemm, model: Path, write: Any, stream: str, field: str, line: int
+) -> None:
+    inputs = "inputs:\n  image: {modality: image}\n  gyro: {modality: gyro}\n"
+    text = f"model: {{path: model.onnx}}\n{inputs}stream:\n  {stream}\n"
+    result = edgemm("recipe", "check", write(text), "--json")
+    (problem,) = result.json["files"][0]["problems"]
+    assert (problem["field"], problem["line"]) == (field, line)
+
+
 def test_check_runs_no_code_unless_told(edgemm: Edgemm, model: Path, write: Any, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
     path = write("model: {path: model.onnx}\nevaluate: {metric: own.py:score}\n")
