@@ -13,6 +13,7 @@ from edgemm.cli._recipe import require_convert, require_recipes, set_option
 if TYPE_CHECKING:
     from edgemm.recipe import Recipe
     from edgemm.recipe.problems import Problem
+    from edgemm.recipe.source import Loc
 
 EPILOG = """\b
 Examples:
@@ -37,12 +38,13 @@ Examples:
 def check(files: tuple[Path, ...], sets: tuple[str, ...], open_model: bool, run_code: bool, as_json: bool) -> None:
     """Find everything that is wrong with recipes: unknown fields, wrong values, files that are not there.
 
-    A valid recipe's model is exported as `edgemm convert` does it, nothing is written, and what names an input, a
-    modality, a stage or a node must find one. Each finding is told as FILE:LINE:COLUMN. Exit code 1 with one, 0
-    without.
+    The model is exported as `edgemm convert` does it, nothing is written, and what names an input, a modality, a
+    stage or a node must find one; fields that are wrong by themselves are left out of that. Each finding is told
+    as FILE:LINE:COLUMN. Exit code 1 with one, 0 without.
     """
     from edgemm.cli._output import count, echo_json
     from edgemm.recipe.overrides import overrides_of
+    from edgemm.recipe.problems import in_order
 
     require_recipes()
     overrides = overrides_of(sets)
@@ -50,9 +52,10 @@ def check(files: tuple[Path, ...], sets: tuple[str, ...], open_model: bool, run_
     total = 0
     for file in files:
         notes: list[str] = []
-        recipe, problems = _read(file, overrides)
-        if recipe is not None and open_model and not problems:
-            problems, notes = _open(recipe, file, run_code=run_code)
+        recipe, lost, problems = _read(file, overrides)
+        if recipe is not None and open_model:
+            more, notes = _open(recipe, lost, file, run_code=run_code)
+            problems = in_order([*problems, *more])
         told = [problem.to_json() for problem in problems]
         found.append({"file": str(file), "ok": not problems, "problems": told, "notes": notes})
         total += len(problems)
@@ -66,32 +69,52 @@ def check(files: tuple[Path, ...], sets: tuple[str, ...], open_model: bool, run_
         click.get_current_context().exit(1)
 
 
-def _read(file: Path, overrides: dict[str, Any]) -> tuple[Recipe | None, list[Problem]]:
-    """Returns what the file alone tells: the recipe with its paths resolved, and what is wrong with it."""
+def _read(file: Path, overrides: dict[str, Any]) -> tuple[Recipe | None, frozenset[Loc], list[Problem]]:
+    """Returns what the file alone tells: the recipe with its paths resolved, and what is wrong with it.
+
+    Of a recipe with wrong fields it is the rest, with the fields that it lacks or whose files are not there; None
+    where there is no model.
+    """
     from dataclasses import replace
 
     from edgemm.errors import RecipeError
-    from edgemm.recipe.loader import judge
+    from edgemm.recipe.loader import judge, merge
     from edgemm.recipe.paths import missing_files, resolve
     from edgemm.recipe.problems import in_order, unreadable
+    from edgemm.recipe.salvage import salvage
     from edgemm.recipe.source import read_text
 
     try:
         text = read_text(file)
     except RecipeError as error:
-        return None, [unreadable(file, error)]
-    recipe, problems = judge(replace(text, fields=resolve(text.fields, file.parent)), overrides)
-    return recipe, in_order([*problems, *missing_files(text, file.parent)])
+        return None, frozenset(), [unreadable(file, error)]
+    fields = resolve(text.fields, file.parent)
+    recipe, problems = judge(replace(text, fields=fields), overrides)
+    missing = missing_files(text, file.parent)
+    lost: frozenset[Loc] = frozenset(tuple(problem.field.split(".")) for problem in missing)
+    if recipe is None:
+        recipe, wrong = salvage(merge(fields, overrides))
+        lost |= wrong
+    if any(loc[0] == "model" for loc in lost):
+        recipe = None
+    return recipe, lost, in_order([*problems, *missing])
 
 
-def _open(recipe: Recipe, file: Path, *, run_code: bool) -> tuple[list[Problem], list[str]]:
-    require_convert()
+def _open(recipe: Recipe, lost: frozenset[Loc], file: Path, *, run_code: bool) -> tuple[list[Problem], list[str]]:
+    from edgemm.errors import MissingExtraError
+
+    try:
+        require_convert()
+    except MissingExtraError as error:
+        if not lost:
+            raise
+        return [], [f"the model is not opened: {error}"]
     from edgemm.cli._progress import RichProgress
     from edgemm.pipeline.recipe_check import check_names
     from edgemm.recipe.source import read_text
 
     with RichProgress() as progress:
-        return check_names(recipe, read_text(file), progress, run_code=run_code)
+        return check_names(recipe, read_text(file), progress, run_code=run_code, lost=lost)
 
 
 def _print(file: Path, problems: Sequence[Problem], notes: Sequence[str]) -> None:

@@ -42,7 +42,12 @@ _ABOUT_MISSING = ("optional", "learn", "heads")
 
 
 def check_names(
-    recipe: Recipe, text: RecipeText, progress: Progress, *, run_code: bool = False
+    recipe: Recipe,
+    text: RecipeText,
+    progress: Progress,
+    *,
+    run_code: bool = False,
+    lost: frozenset[Loc] = frozenset(),
 ) -> tuple[list[Problem], list[str]]:
     """Returns what is wrong with a recipe and its model and samples, and notes on what was opened.
 
@@ -51,8 +56,10 @@ def check_names(
         text: As it was written, for lines and columns.
         progress: Told about every step.
         run_code: Also open what runs code: factories, pickles, readers and metrics of the user.
+        lost: What is wrong by itself and was taken out of `recipe`, or names a file that is not there; what would
+            only follow from that is not told.
     """
-    job = _Check(recipe, text, progress, run_code)
+    job = _Check(recipe, text, progress, run_code, lost)
     with tempfile.TemporaryDirectory(prefix="edgemm-check-") as folder:
         job.run(Path(folder))
     return in_order(job.problems), job.notes
@@ -64,22 +71,26 @@ class _Check:
     text: RecipeText
     progress: Progress
     run_code: bool
+    lost: frozenset[Loc]
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def run(self, folder: Path) -> None:
         recipe = self.recipe
-        if self.may_run(recipe.evaluate.metric, "the metric"):
+        if self.sound("evaluate", "data") and self.may_run(recipe.evaluate.metric, "the metric"):
             with self.told(("evaluate", "metric")):
                 check_metric(recipe.evaluate, recipe.data.label)
-        with self.told(("stream",)):
-            check_fills(recipe)
-        with self.told(("target",)):
-            targets_of(recipe)
-        splits = self.samples()
-        front = NONE
-        with self.told(("inputs",)):
-            front = read_preprocessing(recipe, splits.any)
+        if self.sound("stream", "missing", "states"):
+            with self.told(("stream",)):
+                check_fills(recipe)
+        if self.sound("target", "quantize"):
+            with self.told(("target",)):
+                targets_of(recipe)
+        splits, front, fed = Splits(None, None), NONE, self.sound("data", "inputs")
+        if fed:
+            splits = self.samples()
+            with self.told(("inputs",)):
+                front = read_preprocessing(recipe, splits.any)
         exported = self.exported(splits, folder)
         if exported is None:
             return
@@ -90,6 +101,10 @@ class _Check:
             exported, front = bake_preprocessing(exported, front, splits.any, self.progress)
         graph, _ = rewrite(exported.graph)
         self.against(partition(graph), graph.io)
+
+    def sound(self, *sections: str) -> bool:
+        """Returns whether nothing is wrong by itself in these sections."""
+        return not any(loc[0] in sections for loc in self.lost)
 
     def may_run(self, reference: str | None, what: str) -> bool:
         """Returns whether something may be opened; notes it where that would run code and may not."""
@@ -118,10 +133,16 @@ class _Check:
                 return export(recipe, splits.any, folder, self.progress, Clock())
             except EdgemmError as error:
                 problem, loc = self.located(error, ("model", "path"))
-                self.problems.append(problem)
                 key = str(loc[1]) if len(loc) > 1 else ""
                 sections: dict[str, Mapping[str, Any]] = {"inputs": recipe.inputs, "states": recipe.states}
-                if loc[0] not in sections or key not in sections[str(loc[0])]:
+                named = key in sections.get(str(loc[0]), ())
+                if self.sound("model", "inputs", "states", "data") or (
+                    named and loc[:2] not in {at[:2] for at in self.lost}
+                ):
+                    self.problems.append(problem)
+                else:
+                    self.notes.append(f"the model is not opened with what is wrong here: {error}")
+                if not named:
                     return None
                 rest = {k: v for k, v in sections[str(loc[0])].items() if k != key}
                 recipe = recipe.model_copy(update={str(loc[0]): rest})
@@ -131,6 +152,11 @@ class _Check:
         raw = {s.source for s in self.recipe.inputs.values() if s.source is not None}
         inputs = [*(i.name for i in io.inputs), *raw]
         self.known(("inputs",), self.recipe.inputs, inputs, "input")
+        if self.recipe.evaluate.output is not None:
+            with self.told(("evaluate", "output")):
+                choose_output(io, self.recipe.evaluate.output)
+        if any(loc[0] == "inputs" and (len(loc) < 3 or loc[2] == "modality") for loc in self.lost):
+            return  # what is called a modality cannot be known
         modalities = io.modality_names()
         stream = self.recipe.stream
         for name in _BY_MODALITY:
@@ -145,9 +171,6 @@ class _Check:
         for number, name in enumerate(self.recipe.profile.cached):
             if name not in modalities:
                 self.unknown(("profile", "cached", number), name, modalities, "modality")
-        if self.recipe.evaluate.output is not None:
-            with self.told(("evaluate", "output")):
-                choose_output(io, self.recipe.evaluate.output)
 
     def arrays(self, splits: Splits, io: IOSpec, front: Preprocessing) -> None:
         """Tells every input that the samples have no array for."""
@@ -166,10 +189,10 @@ class _Check:
         symbols = dict.fromkeys(d for i in io.inputs for d in i.shape if isinstance(d, str))
         places = [f"{i.name}:{axis}" for i in io.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)]
         inside = [d for s in stages.stages for i in s.inputs for d in i.shape if isinstance(d, str)]
-        for number, one in enumerate(self.recipe.profiles):
+        for number, one in enumerate(self.recipe.profiles if self.sound("inputs", "data") else ()):
             at: Loc = ("profiles", number) if isinstance(self.text.fields.get("profiles"), list) else ("profiles",)
             self.known(at, one, [*symbols, *places, *inside], "dynamic dimension")
-        if not self.problems:
+        if not self.problems and not self.lost:
             with self.told(("stream",)):
                 check_policy(self.recipe, io)
                 check_rates(self.recipe, io)

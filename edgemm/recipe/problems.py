@@ -103,7 +103,7 @@ def problems_of(
     """
     found: dict[Loc, list[Any]] = {}
     for item in error.errors(include_url=False):
-        loc = _existing(item["loc"], fields, item["type"])
+        loc = existing(item["loc"], fields, item["type"])
         found.setdefault(loc, []).append(item)
     result = []
     for loc, items in found.items():
@@ -136,8 +136,11 @@ def _lookup(fields: Any, loc: Loc) -> Any:
     return fields
 
 
-def _existing(loc: Loc, fields: Mapping[str, Any], kind: str) -> Loc:
-    """Returns a path without the names of union members and validators, which pydantic adds to it."""
+def existing(loc: Loc, fields: Mapping[str, Any], kind: str) -> Loc:
+    """Returns the path of an error of the type `kind` without what pydantic adds to it.
+
+    These are the names of members of unions and of validators.
+    """
     value: Any = fields
     kept: list[str | int] = []
     for part in loc:

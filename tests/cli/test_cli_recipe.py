@@ -264,6 +264,68 @@ def test_check_holds_names_against_the_model(edgemm: Edgemm, model: Path, npz: N
     assert edgemm("recipe", "check", path, "--no-model").code == 0
 
 
+def test_check_tells_wrong_fields_and_wrong_names_in_one_pass(
+    edgemm: Edgemm, model: Path, npz: Npz, write: Any
+) -> None:
+    npz("c.npz", image=IMAGE, gyro=GYRO, label=LABEL)
+    path = write(
+        "model: {path: model.onnx}\n"
+        "inputs:\n  imge: {modality: camera}\n  gyro: {modality: motion, rte: 50}\n"
+        "data: {calib: c.npz, label: label, eval_share: 2}\n"
+        "evaluate: {output: logit, max_drop: -1}\n"
+        "stream: {optional: {gyro: zeros, motion: zeroes}, window: {moton: 1}}\n"
+        "quantize:\n  search_seconds: .inf\n  rules: [{match: {op: MatMull}, precision: float}]\n"
+        "profile: {cached: [gyro]}\n"
+    )
+    result = edgemm("recipe", "check", path, "--json")
+    problems = {(p["line"], p["field"]): p["hint"] for p in result.json["files"][0]["problems"]}
+    assert {key: hint for key, hint in problems.items() if key[1] in ("inputs.gyro.rte", "evaluate.output")} == {
+        (4, "inputs.gyro.rte"): "did you mean 'rate'?",
+        (6, "evaluate.output"): "did you mean 'logits'?",
+    }
+    assert list(problems) == [
+        (3, "inputs.imge"),
+        (4, "inputs.gyro.rte"),
+        (5, "data.eval_share"),
+        (6, "evaluate.output"),
+        (6, "evaluate.max_drop"),
+        (7, "stream.optional.gyro"),
+        (7, "stream.optional.motion"),
+        (7, "stream.window.moton"),
+        (9, "quantize.search_seconds"),
+        (10, "quantize.rules.0"),
+        (11, "profile.cached.0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("inputs: {gyro: {modality: ''}}\nstream: {optional: {motion: zeros}}\n", ["inputs.gyro.modality"]),
+        ("inputs: {gyro: {preprocess: [pmc]}}\ndata: {calib: c.npz}\n", ["inputs.gyro.preprocess"]),
+        ("inputs: {gyro: {dtype: flot, rate: 1}}\n", ["inputs.gyro.dtype"]),
+        ("data: {calib: d.npz}\nevaluate: {metric: f1_macro}\n", ["data.calib"]),
+        ("quantize: {precision: int8}\n", [""]),
+        (
+            "missing: {heads: {alone: none.pt2}}\nstream: {optional: {gyro: 'head:alone'}}\n",
+            ["missing.heads.alone"],
+        ),
+        (
+            "about: {task: x}\nquantize: {rules: [{precision: float}]}\n",
+            ["about.fusion", "about.data", "quantize.rules.0.match"],
+        ),
+        ("target: []\nstates: 3\n", ["target", "states"]),
+    ],
+)
+def test_check_tells_nothing_that_only_follows(
+    edgemm: Edgemm, model: Path, npz: Npz, write: Any, text: str, fields: list[str]
+) -> None:
+    """Of what is wrong by itself: a model without its data, a modality that cannot be known."""
+    npz("c.npz", image=IMAGE, gyro=GYRO.astype(np.int16), label=LABEL)
+    result = edgemm("recipe", "check", write(f"model: {{path: model.onnx}}\n{text}"), "--json")
+    assert [p["field"] for p in result.json["files"][0]["problems"]] == fields
+
+
 def test_check_holds_shapes_against_the_model(edgemm: Edgemm, model: Path, write: Any) -> None:
     text = "model: {path: model.onnx}\ninputs:\n  image: {shape: [batch, 4]}\n  gyro:\n    rate: 50\n    shape: "
     result = edgemm("recipe", "check", write(f"{text}[batch, 5]\n"), "--json")
