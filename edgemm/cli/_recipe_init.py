@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,14 +118,13 @@ def _inputs(report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _below(section: Mapping[str, Any], folder: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """Returns a section with its paths relative to the recipe's folder."""
+    from edgemm.recipe.paths import called_from
 
     def moved(value: str) -> str:
         file, colon, name = value.partition(":")
         if colon and not file.endswith(".py"):
             return value  # package.module:FUNC
-        path = Path(file).resolve()
-        near = len(os.path.commonpath([path, folder])) > 1  # else the way up is as long as the whole path
-        return f"{os.path.relpath(path, folder) if near else path}{colon}{name}"
+        return f"{called_from(Path(file).resolve(), folder)}{colon}{name}"
 
     return {key: moved(value) if key in keys else value for key, value in section.items()}
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgemm.cli._recipe import require_recipes, set_option
+
+if TYPE_CHECKING:
+    from edgemm.recipe import Recipe
 
 LONGEST = 56
 """Characters of a cell of the list; `--json` has all."""
@@ -73,7 +76,7 @@ def _row(path: Path) -> dict[str, Any]:
 SHOW_EPILOG = """\b
 Examples:
   edgemm recipe show mine.yaml
-  edgemm recipe show mine.yaml --set evaluate.max_drop=0.02 > other.yaml
+  edgemm recipe show mine.yaml --set evaluate.max_drop=0.02 -o other/mine.yaml
   edgemm recipe show mine.yaml --json
 """
 
@@ -81,27 +84,56 @@ Examples:
 @click.command(epilog=SHOW_EPILOG, short_help="Show a recipe with all its defaults.")
 @click.argument("file", type=click.Path(path_type=Path))
 @set_option
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Recipe to write.", show_default="standard output"
+)
+@click.option("--force", is_flag=True, help="Replace an existing recipe.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of YAML.")
-def show(file: Path, sets: tuple[str, ...], as_json: bool) -> None:
+def show(file: Path, sets: tuple[str, ...], output: Path | None, force: bool, as_json: bool) -> None:
     """Show what FILE comes to: every field with its value, the defaults filled in, and what it means.
 
-    The output is a recipe itself, with FILE's own relative paths.
+    The output is a recipe itself, which converts from wherever it is saved: paths are absolute, or with -o
+    relative to the file that is written.
     """
-    from edgemm.cli._output import echo_json
-    from edgemm.recipe.loader import judge
-    from edgemm.recipe.overrides import overrides_of
-    from edgemm.recipe.problems import as_error
-    from edgemm.recipe.source import read_text
+    from edgemm.cli._output import echo_json, refuse_to_overwrite, write_file
     from edgemm.recipe.write import whole_yaml
 
+    if output is not None and as_json:
+        raise click.UsageError("--json goes to standard output, a recipe to -o: give one of them.")
     require_recipes()
-    found, problems = judge(read_text(file), overrides_of(sets))
-    if found is None or problems:
-        raise as_error(problems)
+    if output is not None:
+        refuse_to_overwrite(output, force=force)
+    found = _whole(file, sets, output)
     if as_json:
         echo_json(found.model_dump(mode="json"))
-    else:
-        click.echo(whole_yaml(found, [f"{file} with every default"]), nl=False)
+        return
+    where = "absolute; -o FILE makes them relative to FILE" if output is None else "relative to this file"
+    text = whole_yaml(found, [f"{file} with every default; paths are {where}."])
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    write_file(output, lambda out: _write(out, text), force=force)
+    click.echo(f"{output}   next: edgemm recipe check {output}")
+
+
+def _whole(file: Path, sets: tuple[str, ...], output: Path | None) -> Recipe:
+    """Returns the recipe with absolute paths, or with those relative to `output`; those of `sets` are of here."""
+    from dataclasses import replace
+
+    from edgemm.recipe.loader import judge
+    from edgemm.recipe.overrides import overrides_of
+    from edgemm.recipe.paths import relative_to, resolve
+    from edgemm.recipe.problems import as_error
+    from edgemm.recipe.source import read_text
+
+    text = read_text(file)
+    fields = resolve(text.fields, file.absolute().parent)
+    given = resolve(overrides_of(sets), Path.cwd())
+    root = Path("/") if output is None else output.absolute().parent
+    found, problems = judge(replace(text, fields=relative_to(fields, root)), relative_to(given, root))
+    if found is None or problems:
+        raise as_error(problems)
+    return found
 
 
 SCHEMA_EPILOG = """\b

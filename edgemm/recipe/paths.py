@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,27 @@ def named_files(fields: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
 
 def resolve(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the fields with relative paths put below `folder`; absolute ones stay."""
+    return _moved(fields, lambda name: str(folder / name))
+
+
+def relative_to(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the fields with paths as they are called from `folder`, as `called_from` has them."""
+    return _moved(fields, lambda name: called_from(Path(name), folder))
+
+
+def called_from(path: Path, folder: Path) -> str:
+    """Returns a path relative to `folder`; the absolute one where both have nothing but the root in common."""
+    path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    near = len(os.path.commonpath([path, folder])) > 1  # else the way up is as long as the whole path
+    return os.path.relpath(path, folder) if near else str(path)
+
+
+def _moved(fields: Mapping[str, Any], moved: Callable[[str], str]) -> dict[str, Any]:
     result = _with_blanks(fields)
     for loc, value in list(_candidates(result)):
         found = path_in(loc, value)
-        if found is not None and not Path(found[0]).is_absolute():
-            result = _replaced(result, loc, f"{folder / found[0]}{found[1]}")
+        if found is not None:
+            result = _replaced(result, loc, f"{moved(found[0])}{found[1]}")
     return result
 
 

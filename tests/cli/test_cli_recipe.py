@@ -130,7 +130,32 @@ def test_what_is_shown_is_the_same_recipe(edgemm: Edgemm, write: Any, tmp_path: 
     assert "  # Largest loss of the metric that may ship.\n  max_drop: 0.5\n" in result.out
     shown = edgemm("recipe", "show", path, "--json").json
     assert shown["evaluate"]["max_drop"] == 0.01
-    assert shown["model"]["path"] == "m.pt2"
+    assert shown["model"]["path"] == str(tmp_path / "m.pt2")
+
+
+def test_what_is_shown_converts_from_wherever_it_is_saved(
+    edgemm: Edgemm, model: Path, npz: Npz, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npz("c.npz", image=IMAGE, gyro=GYRO, label=LABEL)
+    np.save(tmp_path / "quiet.npy", GYRO[0])
+    write("model: {path: model.onnx}\ndata: {label: label}\ninputs: {gyro: {blank: {file: quiet.npy}}}\n")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    show = ("recipe", "show", "mine.yaml", "--set", "data.calib=c.npz")
+    Path("other/printed.yaml").write_text(edgemm(*show).out)
+    assert edgemm(*show, "-o", "other/written.yaml").code == 0
+    written = Path("other/written.yaml").read_text()
+    assert yaml.safe_load(written)["model"]["path"] == "../model.onnx"
+    assert "# mine.yaml with every default; paths are relative to this file." in written
+    monkeypatch.chdir(tmp_path.parent)
+    for name in ("printed.yaml", "written.yaml"):
+        checked = edgemm("recipe", "check", tmp_path / "other" / name)
+        assert checked.code == 0, checked.out
+        recipe = load_recipe(tmp_path / "other" / name)
+        assert recipe.data.calib is not None
+        assert (Path(recipe.data.calib).resolve(), recipe.data.label) == (tmp_path / "c.npz", "label")
+    assert "exists" in edgemm(*show[:2], tmp_path / "mine.yaml", "-o", tmp_path / "mine.yaml").err
+    assert edgemm(*show[:2], tmp_path / "mine.yaml", "-o", tmp_path / "x.yaml", "--json").code == 2
 
 
 @pytest.mark.parametrize(
