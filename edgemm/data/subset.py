@@ -151,7 +151,7 @@ def choose_from(
     label = find_label(samples, label)
     sha = hashlib.sha256()
     kept, labels, found = _read(samples, label, encoders, sha, step)
-    stratify = label is not None and len(set(labels)) <= max(count, len(kept) // 10)
+    stratify = label is not None and any(labels) and len(set(labels)) <= max(count, len(kept) // 10)
     choice = choose(
         found.joined() if found.parts else np.zeros((len(kept), 1)),
         labels if stratify else [""] * len(kept),
