@@ -128,6 +128,7 @@ def test_samples_are_what_their_card_says(name, maker):
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (told["sha256"], told["bytes"])
         samples = open_samples(str(files[file]))
         assert len(samples) == told["samples"] == len(told["indices"])
+        assert "" not in told.get("labels", {})
         assert told["arrays"] == {
             n: {"dtype": a.dtype.name, "shape": [len(samples), *a.shape]} for n, a in samples[0].items()
         }
