@@ -76,6 +76,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         **({"stand_ins": stand_ins} if stand_ins else {}),
         **({"heads": [_head_to_json(h) for h in manifest.heads]} if manifest.heads else {}),
         **({"preprocess": preprocess} if preprocess else {}),
+        **({"least": plain(manifest.least, "least")} if manifest.least else {}),
         "info": plain(manifest.info, "info"),
         "files": plain(manifest.files, "files"),
         "measured": plain(manifest.measured, "measured"),
@@ -117,6 +118,7 @@ def manifest_from_json(data: object) -> Manifest:
         preprocess=_each(top, "preprocess", "", lambda value, where: _kind(value, dict, where))
         if "preprocess" in top
         else (),
+        least=_least_from_json(_get(top, "least", dict, "")) if "least" in top else {},
     )
 
 
@@ -313,6 +315,10 @@ def _files_from_json(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
         _get(entry, "sha256", str, where)
         _get(entry, "size", int, where)
     return data
+
+
+def _least_from_json(data: dict[str, Any]) -> dict[str, int]:
+    return {dim: _get(data, dim, int, "least") for dim in data}
 
 
 def _dim(value: object, where: str) -> int | str:

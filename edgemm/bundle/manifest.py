@@ -171,6 +171,8 @@ class Manifest:
         heads: For sets without some modalities.
         preprocess: Steps that run on the host, `edgemm.preprocess.front.InputSteps` as JSON: a session takes raw
             arrays in the place of inputs of `io`.
+        least: Symbolic dimension of `io` -> the smallest size that steps in the graph take: samples of sound for
+            one frame of a spectrum.
     """
 
     name: str
@@ -186,6 +188,7 @@ class Manifest:
     stand_ins: tuple[StandIn, ...] = ()
     heads: tuple[HeadEntry, ...] = ()
     preprocess: tuple[Mapping[str, Any], ...] = ()
+    least: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def shipped(self) -> tuple[Variant, ...]:

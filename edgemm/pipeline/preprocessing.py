@@ -18,7 +18,7 @@ from edgemm.data.processed import Processed
 from edgemm.errors import DataError, EdgemmError, RecipeError
 from edgemm.export.request import DynamicDim, DynamicReport, ExportResult
 from edgemm.pipeline.progress import Progress
-from edgemm.preprocess.front import InputSteps, fitted
+from edgemm.preprocess.front import InputSteps, fitted, least_sizes
 from edgemm.preprocess.registry import files_of, parse, to_json
 from edgemm.preprocess.step import Step, blank_of
 from edgemm.recipe import Recipe
@@ -94,7 +94,7 @@ class Preprocessing:
         }
         host = tuple(replace(way, steps=shipped(way.steps)).to_json() for way in self.host)
         info = {**manifest.info, "preprocess": told} if told else manifest.info
-        return replace(manifest, preprocess=host, info=info)
+        return replace(manifest, preprocess=host, info=info, least=least_sizes(self.baked))
 
 
 NONE = Preprocessing()

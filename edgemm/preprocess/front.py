@@ -14,6 +14,9 @@ from edgemm.preprocess.registry import parse, to_json
 from edgemm.preprocess.step import Step, name_of, output_of, run
 from edgemm.tensors import Dim, IOSpec, TensorSpec
 
+_TRIED = 1 << 16
+"""Sizes that are tried to find the smallest one."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputSteps:
@@ -49,6 +52,15 @@ class InputSteps:
         except DataError as error:
             raise DataError(f"input '{self.raw.name}': {error}", hint=error.hint) from error
 
+    def takes(self, axis: int, size: int) -> bool:
+        """Returns whether the steps take raw data of this size along an axis."""
+        shape = (*self.raw.shape[:axis], size, *self.raw.shape[axis + 1 :])
+        try:
+            output_of(self.steps, replace(self.raw, shape=shape))
+        except DataError:
+            return False
+        return True
+
     def row(self, row: np.ndarray) -> np.ndarray:
         """Returns the input's row of one sample's raw row, both without the batch axis."""
         made: np.ndarray = self.make(np.asarray(row)[None])[0]
@@ -74,6 +86,23 @@ class InputSteps:
         except (KeyError, TypeError) as error:
             hint = "the bundle is damaged or was edited; copy it again, or convert the model again"
             raise BundleError(f"manifest: 'preprocess' is malformed ({error!r}).", hint=hint) from error
+
+
+def least_sizes(ways: Sequence[InputSteps]) -> dict[str, int]:
+    """Returns the smallest sizes of raw arrays with one open size, by its name; 1 is not among them.
+
+    A spectrum has no frame of fewer samples than its window, before which they may be resampled.
+    """
+    result: dict[str, int] = {}
+    for way in ways:
+        opened = [(axis, dim) for axis, dim in enumerate(way.raw.shape) if axis and isinstance(dim, str)]
+        if len(opened) != 1:
+            continue  # what one size may be depends on the other
+        ((axis, dim),) = opened
+        least = next((size for size in range(1, _TRIED) if way.takes(axis, size)), 1)
+        if least > 1:
+            result[dim] = max(least, result.get(dim, 0))
+    return result
 
 
 class Front:

@@ -27,12 +27,13 @@ class FeedCheck:
         batched: Inputs that are cut into chunks, those with a fixed batch.
     """
 
-    def __init__(self, io: IOSpec, lenders: Mapping[str, Lend]) -> None:
+    def __init__(self, io: IOSpec, lenders: Mapping[str, Lend], least: Mapping[str, int] | None = None) -> None:
         """Checks feeds for a model with the signature `io`.
 
         Args:
             io: Of the model.
             lenders: Input -> how an engine on a GPU takes another library's array.
+            least: Symbolic dimension -> its smallest size.
 
         Raises:
             BundleError: numpy has no dtype like that of an input.
@@ -40,6 +41,7 @@ class FeedCheck:
         self.accepted: dict[tuple[tuple[int, ...], ...], bool] = {}
         self._io = io
         self._lenders = lenders
+        self._least = least or {}
         self._dtypes = tuple((i.name, dtype_of(i)) for i in io.inputs)
         self.names = tuple(name for name, _ in self._dtypes)
         self.size = io.batch if isinstance(io.batch, int) else 0
@@ -68,6 +70,7 @@ class FeedCheck:
         if self._lenders:
             feed = {name: shown(value) for name, value in feed.items()}
         check_feed(self._io, feed)
+        check_least(self._io, feed, self._least)
         if len(feed) < len(self._dtypes):
             return  # a state was left out
         if len(self.accepted) >= _MAX_REMEMBERED:
@@ -137,6 +140,22 @@ class FeedCheck:
                     f"got {samples} samples, but the model has a fixed batch of {self.size} and its output "
                     f"'{spec.name}' {list(spec.shape)} is not one row per sample.",
                     hint=f"feed {self.size} samples at a time, or convert the model with a dynamic batch",
+                )
+
+
+def check_least(io: IOSpec, feed: Feed, least: Mapping[str, int]) -> None:
+    """Checks that a feed that `check_feed` has let pass is as large as steps in the graph need it.
+
+    Raises:
+        DataError: It is smaller; an engine would fail with an error of its own.
+    """
+    for spec in io.inputs if least else ():
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, str) and spec.name in feed and feed[spec.name].shape[axis] < least.get(dim, 0):
+                raise DataError(
+                    f"input '{spec.name}': got {feed[spec.name].shape[axis]} in axis {axis} ('{dim}'), its "
+                    f"preprocessing needs at least {least[dim]}.",
+                    hint="feed more, or convert with the step `fit_length` before those that need them",
                 )
 
 

@@ -87,7 +87,7 @@ class FusionSession:
         self._states = StateStore(io) if io.states else None
         self._lock = threading.Lock()
         self._lenders = lenders(self._engines)
-        self._feeds = FeedCheck(io, self._lenders)
+        self._feeds = FeedCheck(io, self._lenders, manifest.least)
         self._cache: StageCache | None = None
         self._cache_bytes = CACHE_BYTES
         self._cache_mode: CacheMode = "off"

@@ -57,7 +57,7 @@ class Stream:
         io = session.io
         policy.check(io, session.stand_ins)
         self.policy = policy
-        self._intake = Intake(session.manifest.io, session.raw)
+        self._intake = Intake(session.manifest, session.raw)
         self._session = session
         self._clock = clock
         self._raw, self._elapsed = clock(), 0.0
@@ -213,7 +213,7 @@ class Stream:
     def follow(self, states: Feed) -> None:
         """Goes on with the engines that its session has now and with `states`; samples that wait go into these."""
         with self._changed:
-            newest, self._intake = self._intake.newest, Intake(self._session.manifest.io, self._session.raw)
+            newest, self._intake = self._intake.newest, Intake(self._session.manifest, self._session.raw)
             self._intake.newest.update(newest)
         self._cache.follow(self._session.new_cache(self._cache.mode), states)
 

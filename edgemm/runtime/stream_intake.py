@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from edgemm.bundle import Manifest
 from edgemm.errors import DataError
+from edgemm.runtime.feeds import check_least
 from edgemm.runtime.heads import HEAD, OpenHead, choose_head, head_name
 from edgemm.runtime.raw import RawFeeds
 from edgemm.runtime.stand_ins import Behind, StandIns
@@ -23,10 +25,12 @@ class Intake:
         newest: Modality -> the newest sample that was taken: it has the sizes that the model leaves open.
     """
 
-    def __init__(self, io: IOSpec, raw: RawFeeds | None = None) -> None:
-        """Takes samples for a model with the signature `io`, made of raw ones where `raw` says how."""
+    def __init__(self, manifest: Manifest, raw: RawFeeds | None = None) -> None:
+        """Takes samples for the model of a bundle, made of raw ones where `raw` says how."""
+        io = manifest.io
         self.newest: dict[str, Mapping[str, np.ndarray]] = {}
         self._io = io
+        self._least = manifest.least
         self._raw = raw
         taken = io if raw is None else raw.io
         self._parts = {m: _part(taken, m) for m in io.modality_names()}
@@ -55,6 +59,7 @@ class Intake:
                     array = array[None]
             arrays[name] = array
         check_feed(part, arrays)
+        check_least(part, arrays, self._least)
         expected = self._io.batch if isinstance(self._io.batch, int) else 1
         for spec in part.inputs:
             if spec.shape[:1] == (self._io.batch,) and arrays[spec.name].shape[0] != expected:

@@ -200,6 +200,7 @@ def edited(manifest: Manifest, *path: str | int, value: object) -> bytes:
         (("info",), [], "'info' is list, expected an object"),
         (("stream",), [], "'stream' is list, expected an object"),
         (("stand_ins",), {}, "'stand_ins' is dict, expected a list"),
+        (("least",), {"samples": "201"}, "'least.samples' is str, expected a whole number"),
         (("stand_ins",), [{"modality": "a", "fill": "mean", "arrays": {"x": None}}], r"arrays.x' is NoneType"),
         (
             ("stand_ins",),
@@ -217,7 +218,7 @@ def test_wrong_types_name_the_key(
     assert caught.value.hint
 
 
-LEFT_OUT_WHEN_EMPTY = {"stream", "stand_ins", "heads", "preprocess"}
+LEFT_OUT_WHEN_EMPTY = {"stream", "stand_ins", "heads", "preprocess", "least"}
 
 
 @pytest.mark.parametrize("key", [f.name for f in fields(Manifest) if f.name not in LEFT_OUT_WHEN_EMPTY])

@@ -165,6 +165,22 @@ def test_takes_raw_samples_of_any_length(place: Path, made: ConvertResult, secon
     assert np.abs(streamed - want[:1]).max() < 1e-5 * np.abs(want).max()
 
 
+def test_too_short_a_recording_is_refused_with_what_is_needed(place: Path, made: ConvertResult) -> None:
+    least = read_manifest(made.path).least["samples"]
+    sound = np.ones((1, least), np.int16)
+    assert run(parse(SOUND), sound).shape[0] == 1
+    with pytest.raises(DataError):
+        run(parse(SOUND), sound[:, 1:])
+    raw = raw_samples(1) | {"sound": sound}
+    with open_session(made.path) as session, session.stream() as stream:
+        assert np.isfinite(session.run(raw)["logits"]).all()
+        said = f"input 'sound': got 100 in axis 1 .'samples'., its preprocessing needs at least {least}"
+        with pytest.raises(DataError, match=said):
+            session.run(raw | {"sound": sound[:, :100]})
+        with pytest.raises(DataError, match=said):
+            stream.push("audio", sound[0, :100])
+
+
 def test_the_bundle_has_its_own_tokenizer(place: Path, made: ConvertResult) -> None:
     shipped = list(made.path.rglob("tokenizer.json"))
     assert len(shipped) == 1
