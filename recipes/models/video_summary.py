@@ -4,6 +4,9 @@
                                                                                 ▲
     audio [B,24,16] ─▶ 2 convolutions over time ─▶ keys and values ─────────────┘
 
+Frames enter the Transformer as the CNN's probabilities of ten classes. Which class is which changes nothing in a
+summary, so training shuffles them: what it learns is whether a frame shows something that was not there before.
+
 Scores of frames by self-attention follow Fajtl et al. 2018 (VASNet), the budget Zhang et al. 2016. The weights of
 the attention to the sound are the second output `[B,24,24]`.
 """
@@ -16,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-FRAMES, BANDS, WIDTH, HEADS = 24, 16, 64, 4
+FRAMES, BANDS, CLASSES, WIDTH, HEADS = 24, 16, 10, 64, 4
 
 
 class Layer(nn.Module):
@@ -37,7 +40,7 @@ class Layer(nn.Module):
 
 
 class FrameEncoder(nn.Module):
-    """The same CNN on every frame, positions, and two Transformer layers over time."""
+    """The same CNN on every frame, a vector per class, positions, and two Transformer layers over time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,17 +60,20 @@ class FrameEncoder(nn.Module):
             nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),
             nn.Linear(64, WIDTH),
+            nn.ReLU(),
+            nn.Linear(WIDTH, CLASSES),
         )
+        self.classes = nn.Parameter(0.5 * torch.randn(CLASSES, WIDTH))
         self.position = nn.Parameter(0.1 * torch.randn(1, FRAMES, WIDTH))
         self.layers = nn.ModuleList([Layer(), Layer()])
 
     def see(self, frames: torch.Tensor) -> torch.Tensor:
-        """Returns features of each frame by itself, `[B,24,64]`."""
-        return self.cnn(frames.flatten(0, 1)).unflatten(0, (-1, FRAMES))
+        """Returns how probable the classes are in each frame by itself, `[B,24,10]`."""
+        return torch.softmax(self.cnn(frames.flatten(0, 1)), 1).unflatten(0, (-1, FRAMES))
 
     def relate(self, seen: torch.Tensor) -> torch.Tensor:
         """Returns features of frames that know of each other, `[B,24,64]`."""
-        steps = seen + self.position
+        steps = seen @ self.classes + self.position
         for layer in self.layers:
             steps, _ = layer(steps, steps)
         return steps
@@ -89,8 +95,6 @@ class VideoSummary(nn.Module):
         self.position = nn.Parameter(0.1 * torch.randn(1, FRAMES, WIDTH))
         self.listen = Layer()
         self.head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 1))
-        self.name = nn.Linear(WIDTH, 10)
-        """Says which digit a frame shows; only training asks."""
 
     def join(self, steps: torch.Tensor, audio: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns the outputs for related frames `[B,24,64]`."""
@@ -115,7 +119,7 @@ def train(
     *,
     epochs: int = 24,
     batch: int = 48,
-    rate: float = 2e-3,
+    rate: float = 3e-3,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Trains `model` in place: first the CNN says what a frame shows, then the rest says what matters.
@@ -134,15 +138,16 @@ def train(
     learn_to_see(model, data, epochs=max(1, epochs // 4), rate=rate, generator=generator, report=report)
     with torch.no_grad():
         seen = torch.cat([model.frame_encoder.see(part) for part in data["frames"].split(batch)])
-    learned = [p for n, p in model.named_parameters() if not n.startswith(("frame_encoder.cnn", "name."))]
+    learned = [p for name, p in model.named_parameters() if not name.startswith("frame_encoder.cnn")]
     steps = -(-len(seen) // batch) * epochs
     optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
     for epoch in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(seen), generator=generator).split(batch):
-            noisy = seen[rows] + 0.1 * torch.randn(seen[rows].shape, generator=generator)
-            said = model.join(model.frame_encoder.relate(noisy), data["audio"][rows])["importance"]
+            order = torch.rand(len(rows), 1, CLASSES, generator=generator).argsort(2).expand(-1, FRAMES, -1)
+            related = model.frame_encoder.relate(seen[rows].gather(2, order))
+            said = model.join(related, data["audio"][rows])["importance"]
             loss = F.binary_cross_entropy(said, data["importance"][rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -164,7 +169,7 @@ def learn_to_see(
     """Trains the CNN to name the digit of a frame; frames of one shot are alike, so a quarter of them will do."""
     frames, digits = data["frames"].flatten(0, 1), data["digit"].flatten()
     quarter = len(frames) // 4
-    cnn = nn.Sequential(model.frame_encoder.cnn, model.name).train()
+    cnn = model.frame_encoder.cnn.train()
     optimizer = torch.optim.AdamW(cnn.parameters(), lr=rate, weight_decay=0.02)
     total_steps = -(-quarter // 64) * epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * rate, total_steps=total_steps)
