@@ -122,6 +122,9 @@ class Integers:
 
     def nothing(self) -> str:
         """Returns why nothing is integer."""
+        given = self._plans.get(GIVEN)
+        if given is not None and all(d.precision == FLOAT for d in given.decisions):
+            return f"{self.recipe.quantize.plan} leaves all of its nodes float"
         if self.result is not None and self.result.best is not None:
             return "the float model is faster on this machine than every plan within the budget"
         if self.result is not None and self.result.points:

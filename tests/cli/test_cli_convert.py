@@ -164,6 +164,21 @@ def test_bars_on_a_terminal(model: Path, npz: Npz, tmp_path: Path) -> None:
 # -- model files ------------------------------------------------------------------------------------------------
 
 
+def test_a_plan_without_integers_is_what_keeps_a_model_float(
+    edgemm: Edgemm, model: Path, npz: Npz, tmp_path: Path
+) -> None:
+    data = ("--calib", npz(image=IMAGE, gyro=GYRO), "--engine", "onnxruntime", "--layout", "whole")
+    decision = {"stage": "fusion", "node": "MatMul", "op": "MatMul", "precision": "fp32"}
+    decision |= {"rule": "by-hand", "reason": "left alone"}
+    plan = {"target": "cpu", "calibration": {}, "decisions": [decision]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    for precision, code in (("auto", 0), ("int8", 1)):
+        arguments = (*data, "--plan", tmp_path / "plan.json", "--precision", precision)
+        result = edgemm("convert", model, *arguments, "-o", tmp_path / f"{precision}.edgemm")
+        assert result.code == code, result.err
+        assert f"{tmp_path / 'plan.json'} leaves all of its nodes float" in " ".join(f"{result}".split())
+
+
 def test_truncated_onnx(fails: Callable[..., str], model: Path) -> None:
     model.write_bytes(model.read_bytes()[:-40])
     assert "model.onnx is an ONNX model cut off at" in fails(model)
