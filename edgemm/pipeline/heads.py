@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def make_head(
         RecipeError: It takes or gives something else than tensors of the model.
         EdgemmError: It does not load or export.
     """
-    path = f"heads/{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.onnx"
+    path = _file_of(name)
     file = folder / path
     file.parent.mkdir(exist_ok=True)
     ends = {cut.modality: (*cut.given, *cut.direct) for cut in cuts.values()}
@@ -93,6 +94,12 @@ def make_head(
     get_backend(BACKEND).build(graph.model, "cpu", file)
     modalities = tuple(m for m in io.modality_names() if m in {owners[i] for i in inputs})
     return HeadEntry(name, modalities, path, tuple(inputs), tuple(outputs), BACKEND, ())
+
+
+def _file_of(name: str) -> str:
+    """Returns where a head is in a bundle: another file for every name, whatever a file system makes of letters."""
+    plain = re.sub(r"[^a-z0-9_.-]", "_", name.lower())
+    return f"heads/{plain if plain == name else f'{plain}-{sha256(name.encode()).hexdigest()[:8]}'}.onnx"
 
 
 def fits(entry: HeadEntry, own: Embeddings, given: Embeddings) -> bool:

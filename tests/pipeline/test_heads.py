@@ -66,6 +66,18 @@ def test_the_bundle_lists_and_verifies_the_head(result: ConvertResult) -> None:
     assert entry.variants == (result.shipped.name,)
 
 
+def test_names_that_would_be_one_file_are_two_heads(tmp_path: Path) -> None:
+    names = {"one/way": 1.0, "one_way": 2.0, "One_way": 3.0}
+    files = {name: head(ALONE.replace("6", f"{n}"), tmp_path, f"{n}.onnx") for name, n in names.items()}
+    made = convert(write(tmp_path, SUM, sum_samples) | {"missing": {"heads": files}}, tmp_path / "sum.edgemm")
+    assert len({entry.file.lower() for entry in read_manifest(made.path).heads}) == 3
+    with open_session(made.path) as session:
+        for name, added in names.items():
+            with session.stream(trigger="image", optional={"audio": f"head:{name}"}) as stream:
+                stream.push("image", np.array([1, 2, 3], np.float32))
+                assert stream.infer().outputs["y"].tolist() == [[6 + added]]
+
+
 def test_it_runs_where_the_modality_lacks_and_the_encoder_of_that_does_not(session: FusionSession) -> None:
     clock = Clock()
     stream = session.stream(clock=clock)
