@@ -97,9 +97,10 @@ def make_head(
 
 
 def _file_of(name: str) -> str:
-    """Returns where a head is in a bundle: another file for every name, whatever a file system makes of letters."""
+    """Returns where a head is in a bundle: another file for every name, on whatever file system."""
     plain = re.sub(r"[^a-z0-9_.-]", "_", name.lower())
-    return f"heads/{plain if plain == name else f'{plain}-{sha256(name.encode()).hexdigest()[:8]}'}.onnx"
+    mark = "" if plain == name else f"-{sha256(name.encode()).hexdigest()[:8]}"
+    return f"heads/{plain}{mark}.onnx"
 
 
 def fits(entry: HeadEntry, own: Embeddings, given: Embeddings) -> bool:
