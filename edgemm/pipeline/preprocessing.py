@@ -18,7 +18,7 @@ from edgemm.data.processed import Processed
 from edgemm.errors import DataError, EdgemmError, RecipeError
 from edgemm.export.request import DynamicDim, DynamicReport, ExportResult
 from edgemm.pipeline.progress import Progress
-from edgemm.preprocess.front import InputSteps, fitted, least_sizes
+from edgemm.preprocess.front import InputSteps, fitted, least_sizes, named, unnamed_size
 from edgemm.preprocess.registry import files_of, parse, to_json
 from edgemm.preprocess.step import Step, blank_of
 from edgemm.recipe import Recipe
@@ -167,6 +167,7 @@ def bake_preprocessing(
     io = exported.graph.io
     found = _for_opset(_with_batch(found, io), exported.graph.model.opset_imports.get("", 0))
     fitted(io, found.baked + found.host)
+    found = replace(found, baked=named(io, found.baked), host=named(io, found.host))
     for way in found.baked:
         error = check_baked(way, _rows(way, source))
         progress.step("preprocess", f"{way}, in the graph; off the reference by {error:.1e} of the largest value")
@@ -229,7 +230,7 @@ def _seen(source: Source | None, wanted: frozenset[str]) -> Mapping[str, TensorS
     result = {}
     for name, info in describe(_Only(source, wanted & frozenset(source.names))).items():
         dims: list[Dim] = [
-            small if small == large else f"{name}_{axis}"
+            small if small == large else unnamed_size(name, axis)
             for axis, (small, large) in enumerate(zip(info.smallest, info.largest, strict=True), start=1)
         ]
         dtype = "str" if info.dtype.startswith("str") else info.dtype

@@ -27,16 +27,22 @@ class InputSteps:
         raw: The array that the app gives: its name (that of the input, unless several inputs read one array),
             dtype and shape, the batch at axis 0.
         steps: In order.
+        called: What the model calls each size of the input; None where it is not known.
     """
 
     input: str
     raw: TensorSpec
     steps: tuple[Step, ...]
+    called: tuple[Dim, ...] | None = None
 
     @property
     def made(self) -> TensorSpec:
-        """What the steps make, under the name of the input."""
-        return replace(output_of(self.steps, self.raw), name=self.input)
+        """What the steps make, named as the input; open sizes that they make are called as in the model."""
+        made = output_of(self.steps, self.raw)
+        names = made.shape if self.called is None or len(self.called) != len(made.shape) else self.called
+        kept = self.raw.shape
+        shape = tuple(d if isinstance(d, int) or d in kept else n for d, n in zip(made.shape, names, strict=True))
+        return replace(made, name=self.input, shape=shape)
 
     def __str__(self) -> str:
         return " -> ".join((str(self.raw), *(name_of(s) for s in self.steps), str(self.made)))
@@ -105,6 +111,35 @@ def least_sizes(ways: Sequence[InputSteps]) -> dict[str, int]:
     return result
 
 
+def named(io: IOSpec, ways: Sequence[InputSteps]) -> tuple[InputSteps, ...]:
+    """Returns the steps in the words of a model: each open size that it sees has one name.
+
+    What steps make of an open size is called as the model's input has it; an open size of raw data that comes
+    through the steps as it is, too, unless the recipe has given it another name.
+
+    Args:
+        io: The model's signature.
+        ways: That fit it.
+    """
+    words: dict[tuple[str, Dim], Dim] = {}
+    for way in ways:
+        own = {unnamed_size(way.raw.name, axis) for axis in range(len(way.raw.shape))} & set(way.raw.shape)
+        for got, want in zip(way.made.shape, io.input(way.input).shape, strict=True):
+            if got in own and isinstance(want, str):
+                words.setdefault((way.raw.name, got), want)
+
+    def in_words(way: InputSteps) -> InputSteps:
+        shape = tuple(words.get((way.raw.name, d), d) for d in way.raw.shape)
+        return replace(way, raw=replace(way.raw, shape=shape), called=io.input(way.input).shape)
+
+    return tuple(map(in_words, ways))
+
+
+def unnamed_size(name: str, axis: int) -> str:
+    """Returns what an open size of a raw array is called that the recipe has no name for: `sound_1`."""
+    return f"{name}_{axis}"
+
+
 class Front:
     """Runs the steps of a model on the host.
 
@@ -145,6 +180,14 @@ def fitted(io: IOSpec, ways: Sequence[InputSteps]) -> dict[str, Dim]:
         for got, want in zip(made.shape, wanted.shape, strict=False):
             if isinstance(want, str) and isinstance(got, int):
                 fits = fits and sizes.setdefault(want, got) == got
+            elif isinstance(want, str) and got != want and got in way.raw.shape:
+                sizes.setdefault(want, got)
+            elif isinstance(want, str) and got != want and want in way.raw.shape:
+                raise RecipeError(
+                    f"input '{way.input}': the raw array '{way.raw.name}' has a size '{want}', and the model "
+                    "calls another size so.",
+                    hint=f"call it otherwise: inputs.{way.input}.raw: {{shape: [samples]}}, for example",
+                )
             elif isinstance(want, int):
                 fits = fits and got == want
         if not fits:

@@ -165,6 +165,14 @@ def test_takes_raw_samples_of_any_length(place: Path, made: ConvertResult, secon
     assert np.abs(streamed - want[:1]).max() < 1e-5 * np.abs(want).max()
 
 
+def test_an_open_size_has_one_name_wherever_it_is_told(made: ConvertResult) -> None:
+    """What sound is called in the recipe, and what its frames are called in the model."""
+    manifest = read_manifest(made.path)
+    assert manifest.info["preprocess"]["bands"]["way"].startswith("sound[batch,samples] int16 -> ")
+    assert manifest.info["preprocess"]["bands"]["way"].endswith(" -> bands[batch,24,frames] float32")
+    assert {d["symbol"] for d in manifest.info["dynamic"]["dynamic"]} >= {"batch", "samples"}
+
+
 def test_too_short_a_recording_is_refused_with_what_is_needed(place: Path, made: ConvertResult) -> None:
     least = read_manifest(made.path).least["samples"]
     sound = np.ones((1, least), np.int16)

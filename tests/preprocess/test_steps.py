@@ -11,7 +11,7 @@ import pytest
 from edgemm.bake.registry import EMITTERS, emitter
 from edgemm.errors import BundleError, RecipeError
 from edgemm.preprocess import STEPS, parse, to_json
-from edgemm.preprocess.front import InputSteps, fitted, renamed
+from edgemm.preprocess.front import InputSteps, fitted, named, renamed
 from edgemm.preprocess.image import Resize
 from edgemm.preprocess.registry import _convert, step_class
 from edgemm.preprocess.step import name_of
@@ -66,6 +66,29 @@ def test_says_what_is_wrong(items: object, message: str, hint: str) -> None:
     with pytest.raises(RecipeError, match=message) as caught:
         parse(items)
     assert hint in caught.value.hint
+
+
+def audio_io(*shape: int | str) -> IOSpec:
+    return IOSpec((TensorSpec("x", "float32", shape),), (TensorSpec("y", "float32", shape),), {"x": "audio"})
+
+
+def test_sizes_that_come_through_the_steps_have_the_name_that_the_model_has_for_them() -> None:
+    io, steps = audio_io("batch", 3, "time"), parse(["transpose"])
+    (way,) = named(io, [InputSteps("x", TensorSpec("watch", "float32", ("batch", "watch_1", 3)), steps)])
+    assert way.raw.shape == ("batch", "time", 3)
+    assert way.made.shape == ("batch", 3, "time")
+    (own,) = named(io, [InputSteps("x", TensorSpec("watch", "float32", ("batch", "ticks", 3)), steps)])
+    assert own.raw.shape == ("batch", "ticks", 3)
+    assert renamed(io, [own]).outputs[0].shape == ("batch", 3, "ticks")  # one name for one size
+
+
+def test_sizes_that_the_steps_make_are_called_as_in_the_model() -> None:
+    steps = parse([{"log_mel": {"rate": 16000, "bands": 8, "fft": 400, "hop": 160}}])
+    io = audio_io("batch", 8, "x_dim2")
+    (way,) = named(io, [InputSteps("x", TensorSpec("x", "float32", ("batch", "x_1")), steps)])
+    assert (way.raw.shape, way.made.shape) == (("batch", "x_1"), ("batch", 8, "x_dim2"))
+    with pytest.raises(RecipeError, match="has a size 'x_dim2', and the model calls another size so"):
+        fitted(io, [InputSteps("x", TensorSpec("x", "float32", ("batch", "x_dim2")), steps)])
 
 
 def test_options_follow_their_annotations() -> None:
