@@ -90,6 +90,18 @@ def size(model: ir.Model) -> int:
     return counter.size
 
 
+def is_of_preprocessing(value: ir.Value) -> bool:
+    """Returns whether nothing but steps of preprocessing reads a value: a mel filter bank is no weight."""
+    readers = value.consumers()
+    return bool(readers) and all(PREPROCESS in node.metadata_props for node in readers)
+
+
+def preprocessing_bytes(model: ir.Model) -> int:
+    """Returns how many bytes of constants the steps of preprocessing have in a model."""
+    values = [v for v in model.graph.initializers.values() if is_of_preprocessing(v)]
+    return sum(v.const_value.nbytes for v in values if v.const_value is not None)
+
+
 class _Counter(io.BytesIO):
     """A file that keeps nothing."""
 

@@ -161,7 +161,8 @@ class Manifest:
         joins: `{node, op, kind, stage, sources}` each.
         variants: Shipped ones first; at least one has engines.
         info: What only people and reports read: `model` (source, kind, sha256, parameters, opset), `dynamic`,
-            `parity`, `data` (splits and digests), `float_size_bytes`, `tools` (versions).
+            `parity`, `data` (splits and digests), `float_size_bytes`, `preprocess_bytes` (of these, and of an
+            engine, the constants of steps in the graph), `tools` (versions).
         measured: Everything that differs from run to run: `created`, `machine`, `seconds`, `latency` per variant
             (`measured["latency"][variant.name]`).
         files: Relative path -> `{sha256, size}` of every file but the manifest.

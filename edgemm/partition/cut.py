@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgemm.errors import ExportError
+from edgemm.graph import is_of_preprocessing
 from edgemm.partition.dims import read_dims
 from edgemm.partition.layout import Layout, StagePlan
 from edgemm.partition.modalities import outer_inputs
@@ -145,7 +146,7 @@ def _spec(value: ir.Value, stage: str) -> TensorSpec:
 
 def _weights(value: ir.Value) -> int:
     tensor = value.const_value
-    if tensor is None or value.is_graph_input():
+    if tensor is None or value.is_graph_input() or is_of_preprocessing(value):
         return 0
     # integer vectors are shapes, axes and indices; an integer table is a weight; a single number is a constant
     is_shape = tensor.dtype in _SHAPE_TYPES and len(tensor.shape) < 2

@@ -44,7 +44,8 @@ class Stage:
         outputs: Graph outputs and cut tensors it gives.
         model: Its graph; input and output names equal those above.
         nodes: Number of nodes.
-        parameters: Number of weight elements (initializers of float or integer weights).
+        parameters: Number of weight elements (initializers of float or integer weights); constants of baked
+            preprocessing are none.
     """
 
     name: str

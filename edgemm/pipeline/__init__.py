@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgemm.backends.targets import AUTO, Target, find_target, find_targets, list_targets
 from edgemm.bundle import Manifest, StageEntry, check_output, write_bundle
 from edgemm.errors import BackendError, QuantizationError, RecipeError
 from edgemm.export.request import ExportResult
-from edgemm.graph import ExportedGraph, size
+from edgemm.graph import ExportedGraph, preprocessing_bytes, size
 from edgemm.memory import give_back_memory, long_lived
 from edgemm.metrics import choose_output
 from edgemm.partition import StageGraph, partition
@@ -48,6 +48,9 @@ from edgemm.quant.tensorrt.placement import TARGET as TENSORRT_PLAN
 from edgemm.recipe import Recipe, build_recipe
 from edgemm.recipe.rules import QuantizeRule
 from edgemm.rewrite.pipeline import rewrite
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 RARE = ("fp8", "int4")
 """Precisions that are only demanded, and that only some targets have."""
@@ -150,7 +153,7 @@ def _convert(
     manifest = replace(manifest, stream=stream, stand_ins=tuple(gaps.stand_ins), heads=tuple(gaps.heads))
     manifest = front.described(manifest)
     files |= gaps.files | front.files()
-    return _complete(manifest, size(exported.graph.model), outcome, clock, recipe.threads), files
+    return _complete(manifest, exported.graph.model, outcome, clock, recipe.threads), files
 
 
 _REMEDY = "give another target, --target cpu for example, or take what it names out of the model"
@@ -291,10 +294,11 @@ def _manifest(
     )
 
 
-def _complete(manifest: Manifest, float_bytes: int, outcome: Outcome, clock: Clock, threads: int) -> Manifest:
+def _complete(manifest: Manifest, model: ir.Model, outcome: Outcome, clock: Clock, threads: int) -> Manifest:
     seconds = {step: round(value, 3) for step, value in clock.seconds.items()}
     info = {
-        "float_size_bytes": float_bytes,
+        "float_size_bytes": size(model),
+        **({"preprocess_bytes": constants} if (constants := preprocessing_bytes(model)) else {}),
         "precision": outcome.precision,
         "notes": list(dict.fromkeys([*manifest.info["notes"], *outcome.notes])),
         **({"lint": outcome.lint} if outcome.lint else {}),

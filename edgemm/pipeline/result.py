@@ -50,6 +50,7 @@ class ConvertResult:
                 for n in (v["name"],)
             ],
             "float_size_bytes": info["float_size_bytes"],
+            "preprocess_bytes": info.get("preprocess_bytes", 0),
             "data": info["data"],
             "notes": info["notes"],
             "seconds": measured["seconds"],
@@ -130,7 +131,9 @@ class ConvertResult:
         elif any("module" in e.options for e in shipped.engines):
             lines.append(f"latency    unmeasured: it takes a device with {shipped.target}")
         sizes = _sizes(self.manifest.info["float_size_bytes"], shipped.size_bytes)
-        lines.append(f"size       {sizes}   ({shipped.name}, {shipped.layout})")
+        constants = self.manifest.info.get("preprocess_bytes", 0)
+        baked = f"; {_bytes(constants)} of both are constants of preprocessing" if constants else ""
+        lines.append(f"size       {sizes}   ({shipped.name}, {shipped.layout}{baked})")
         beside = self.manifest.measured.get("layouts", {}).get(shipped.name)
         lines += [_beside_line(beside)] if beside is not None else []
         built = self.manifest.measured.get("engines", {}).get(shipped.name)
@@ -164,6 +167,10 @@ def _engines_line(built: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB" if size >= 100_000 else f"{size / 1e3:,.2f} kB"
 
 
 def _sizes(before: int, after: int) -> str:

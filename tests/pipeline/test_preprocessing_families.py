@@ -173,6 +173,18 @@ def test_an_open_size_has_one_name_wherever_it_is_told(made: ConvertResult) -> N
     assert {d["symbol"] for d in manifest.info["dynamic"]["dynamic"]} >= {"batch", "samples"}
 
 
+def test_constants_of_steps_are_no_parameters_and_told_apart(made: ConvertResult) -> None:
+    manifest = read_manifest(made.path)
+    own = {"audio": 24 * 8, "imu": 6 * 8, "text": len(WORDS) * 8, "audio, imu, text": 24 * 4}
+    assert {", ".join(s.modalities): s.parameters for s in manifest.stages} == own
+    steps = manifest.info["preprocess_bytes"]
+    weights = 4 * sum(own.values())
+    assert steps > 100_000 > weights  # windowed sines and cosines, mel filters, filters of motion
+    assert manifest.info["float_size_bytes"] - steps - weights < 20_000
+    assert any(f"{steps / 1e6:.2f} MB of both are constants of preprocessing" in x for x in made.summary_lines())
+    assert made.to_json()["preprocess_bytes"] == steps
+
+
 def test_too_short_a_recording_is_refused_with_what_is_needed(place: Path, made: ConvertResult) -> None:
     least = read_manifest(made.path).least["samples"]
     sound = np.ones((1, least), np.int16)
