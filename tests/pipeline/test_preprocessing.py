@@ -148,7 +148,7 @@ def test_says_before_any_work_what_does_not_fit(trained_folder: Path, raw: Secti
     assert "row 0: raw array 'image' is uint8 [32, 48, 3], expected uint8 [32, 32, 3]" in wrong
     unknown = fails(source="camera")
     assert "no samples show what the raw array 'camera' is" in str(unknown)
-    assert "did you mean 'resize'" in str(fails(preprocess=["resiz"]))
+    assert "did you mean 'resize'" in fails(preprocess=["resiz"]).hint  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
