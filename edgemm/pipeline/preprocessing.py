@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -128,9 +129,27 @@ def read_preprocessing(recipe: Recipe, source: Source | None) -> Preprocessing:
             notes.append(f"{name}: its steps run on the host, not in the graph: {why}")
         if why is not None or section.bake is False:
             on_host.add(raw.name)
+    _check_files(ways)
     baked = tuple(w for w in ways.values() if w.raw.name not in on_host)
     demanded = frozenset(name for name, section in sections.items() if section.bake)
     return Preprocessing(baked, tuple(w for w in ways.values() if w.raw.name in on_host), tuple(notes), demanded)
+
+
+def _check_files(ways: Mapping[str, InputSteps]) -> None:
+    """Checks that no two files that steps read would be one in the bundle.
+
+    Raises:
+        RecipeError: They have one name and differ.
+    """
+    seen: dict[str, Path] = {}
+    for name, way in ways.items():
+        for file in (f for step in way.steps for f in files_of(step).values()):
+            other = seen.setdefault(file.name, file)
+            if other != file and file.is_file() and other.is_file() and file.read_bytes() != other.read_bytes():
+                raise RecipeError(
+                    f"inputs.{name}.preprocess: '{file}' and '{other}' would be one file in the bundle.",
+                    hint="give one of them another name",
+                )
 
 
 def _unknown_to_tensorrt(way: InputSteps, recipe: Recipe) -> DataError | None:
@@ -218,7 +237,7 @@ def _blank_row(
     blank = Blank.parse(section.blank or blank_of(way.steps))
     values = blank_values(raw_io, samples, {way.raw.name: blank}, seed)
     row = way.row(values.row(way.raw.name, samples[0][way.raw.name], 0))
-    file = folder / f"blank-{way.input.replace('/', '_')}.npy"
+    file = folder / f"blank-{quote(way.input, safe='')}.npy"
     np.save(file, row)
     return str(file)
 

@@ -207,6 +207,21 @@ def test_the_bundle_has_its_own_tokenizer(place: Path, made: ConvertResult) -> N
     assert shipped[0].read_bytes() == (place / "tokenizer.json").read_bytes()
 
 
+def test_two_tokenizers_of_one_name_are_refused(place: Path, tmp_path: Path) -> None:
+    """Both would be `preprocess/tokenizer.json`: ids of one, mask of the other."""
+    text = (place / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text)
+    sections = recipe(place)
+    sections["inputs"]["attention_mask"] |= words_of(tmp_path / "tokenizer.json", "attention_mask")
+    source = open_samples(str(place / "raw.npz"))
+    read_preprocessing(build_recipe(sections, where="test"), source)  # the same bytes
+    (tmp_path / "tokenizer.json").write_text(text.replace('"cup"', '"mug"'))
+    with pytest.raises(
+        RecipeError, match=r"inputs\.attention_mask\.preprocess: .* would be one file in the bundle"
+    ):
+        read_preprocessing(build_recipe(sections, where="test"), source)
+
+
 def test_text_is_never_baked(place: Path) -> None:
     with pytest.raises(RecipeError, match=r"inputs\.input_ids\.bake is true: .*cannot be computed by a graph"):
         convert(recipe(place, bake=True), place / "baked.edgemm")
