@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.recipe import Recipe
+from edgemm.recipe.step_schema import STEP
 
 PAGE = Path(__file__).parent / "recipe-reference.md"
 
@@ -102,6 +103,8 @@ def _shown(value: Any) -> str:
 
 def _kind(field: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
     """Returns what a value may be, in a few words."""
+    if field.get("title") == STEP:
+        return STEP
     if "enum" in field:
         return " ".join(f"`{option}`" for option in field["enum"])
     if "const" in field:

@@ -90,8 +90,8 @@ def _write(tape: Tape, value: ir.Value, steps: Sequence[Step], spec: TensorSpec)
         emit = emitter(name)
         if emit is None:
             raise DataError(
-                f"input '{spec.name}': the step '{name}' cannot be computed by a graph.",
-                hint=f"set inputs.{spec.name}.bake to false: it then runs on the host",
+                f"input '{prefix}': the step '{name}' cannot be computed by a graph.",
+                hint=f"set inputs.{prefix}.bake to false: it then runs on the host",
             )
         done = len(tape.nodes)
         tape.prefix = f"{prefix}/{number}_{name}"

@@ -175,7 +175,8 @@ def sample(data: str, output: Path, force: bool, as_json: bool, **options: Any) 
     """Choose samples of DATA that stand for all, and write them with a card beside them (FILE.card.yaml).
 
     Each next sample is the one farthest from all that were chosen (k-centre greedy), so that rare situations are
-    among them; a label keeps its share. The card has origin, licence, seed, counts and sha256.
+    among them; a label keeps its share. What is rare may be a fault: take that out first, as `calib inspect` shows
+    it. Only NaN and Inf are left out here. The card has origin, licence, seed, counts and sha256.
     """
     from edgemm._optional import require
     from edgemm.cli._output import echo_json, refuse_to_overwrite, refuse_to_touch, write_file

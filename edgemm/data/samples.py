@@ -14,6 +14,12 @@ from edgemm.tensors import BATCH, IOSpec, TensorSpec
 
 Sample = Mapping[str, np.ndarray]
 
+NAMED = (
+    "every input of the model needs an array of its name; a state has none and is declared (--state IN=OUT), and "
+    "how an input is made of raw data is said in a recipe (inputs.NAME.preprocess)"
+)
+"""What to do where an array is missing and none has a similar name."""
+
 
 @runtime_checkable
 class Samples(Protocol):
@@ -166,7 +172,7 @@ def make_feed(io: IOSpec, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
                     hint=did_you_mean(
                         spec.name,
                         sorted(set(sample) - {i.name for i in io.inputs}),
-                        "every input of the model needs an array of its name",
+                        NAMED,
                     ),
                 )
             rows.append(np.asarray(sample[spec.name]))

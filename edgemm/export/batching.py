@@ -9,6 +9,7 @@ import numpy as np
 
 from edgemm.compare import OutputParity
 from edgemm.data import Sample
+from edgemm.data.samples import NAMED
 from edgemm.errors import DataError, ExportError, did_you_mean
 from edgemm.export.archive import first_line
 from edgemm.export.feeds import UNKNOWN_SIZES, Feeds, name_varying, synthetic_row, vary, whole_input
@@ -301,7 +302,7 @@ def make_rows(subject: Subject, axes: Mapping[str, int | None], unknown: int = U
                     hint=did_you_mean(
                         spec.name,
                         sorted(set(sample) - {i.name for i in inputs}),
-                        "every input of the model needs an array of its name",
+                        NAMED,
                     ),
                 )
             elif spec.name in examples:

@@ -104,7 +104,8 @@ def whole_input(spec: TensorSpec, row: np.ndarray, axis: int | None) -> np.ndarr
     if row.dtype.name != spec.dtype:
         raise DataError(
             f"the data's array '{spec.name}' is {row.dtype.name}, the model's input takes {spec.dtype}.",
-            hint=f"save it as {spec.dtype}: {spec.name}.astype('{spec.dtype}')",
+            hint=f"save it as {spec.dtype}: {spec.name}.astype('{spec.dtype}'); of tables and recordings a "
+            f"description file says it: {spec.name}: {{dtype: {spec.dtype}}}",
         )
     if row.ndim == len(spec.shape):
         return row[:1] if axis == 0 and row.shape[0] > 1 else row

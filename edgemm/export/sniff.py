@@ -105,7 +105,8 @@ def _neighbours(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"the folder {folder} does not exist either"
-    suffixes = {".pt2", ".pt", ".pth", ".onnx", ".safetensors", ".yaml", ".yml"}
+    models, recipes = {".pt2", ".pt", ".pth", ".onnx", ".safetensors"}, {".yaml", ".yml"}
+    suffixes = models if path.suffix in models else models | recipes
     found = sorted(p.name for p in folder.iterdir() if p.suffix in suffixes)[:5]
     return f"models in {folder}: {', '.join(found)}" if found else ""
 

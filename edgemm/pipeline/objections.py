@@ -14,7 +14,7 @@ from edgemm.recipe import Recipe
 GLANCE = 0.25
 """Part of a measurement that is made before the whole of it, to refuse what is clearly slower."""
 
-DOUBT = 1.15
+DOUBT = 1.25
 """Ratio to float from which a glance is enough."""
 
 REMEDY = "raise --max-drop, give more calibration samples, or use --precision auto to ship what works"

@@ -35,6 +35,9 @@ SECONDS = 0.16
 
 _ROUNDS = 7
 _FEW_ROUNDS = 3
+_FAR = 1.5
+"""Ratio in each of a few rounds from which more rounds would tell nothing new."""
+
 _SLOW = 0.01
 """Seconds of one run from which on few rounds are enough: the noise is small beside it."""
 
@@ -133,6 +136,9 @@ class Track:
                 if self.alone:
                     time.sleep(_REST)
                 medians[number, which] = self._median(sessions[which], blocks[which])
+            if number + 1 == _FEW_ROUNDS and np.all(medians[: number + 1, 1] > _FAR * medians[: number + 1, 0]):
+                medians = medians[: number + 1]
+                break
         first = float(np.median(medians[:, 0]))
         return first, first * float(np.median(medians[:, 1] / medians[:, 0]))
 

@@ -62,7 +62,7 @@ def check_names(
     job = _Check(recipe, text, progress, run_code, lost)
     with tempfile.TemporaryDirectory(prefix="edgemm-check-") as folder:
         job.run(Path(folder))
-    return in_order(job.problems), job.notes
+    return in_order(dict.fromkeys(job.problems)), job.notes
 
 
 @dataclass(slots=True)
@@ -86,19 +86,25 @@ class _Check:
         if self.sound("target", "quantize"):
             with self.told(("target",)):
                 targets_of(recipe)
-        splits, front, fed = Splits(None, None), NONE, self.sound("data", "inputs")
+        front: Preprocessing | None = NONE
+        splits, fed = Splits(None, None), self.sound("data", "inputs")
         if fed:
             splits = self.samples()
             with self.told(("inputs",)):
+                front = None
                 front = read_preprocessing(recipe, splits.any)
+        if front is None:  # what goes into the model is not known: of it only the names
+            self.recipe, splits = _as_saved(recipe), Splits(None, None)
         exported = self.exported(splits, folder)
+        self.recipe = recipe
         if exported is None:
             return
         io = exported.graph.io
         self.names(io)
-        self.arrays(splits, io, front)
-        with self.told(("inputs",)):
-            exported, front = bake_preprocessing(exported, front, splits.any, self.progress)
+        if front is not None:
+            self.arrays(splits, io, front)
+            with self.told(("inputs",)):
+                exported, front = bake_preprocessing(exported, front, splits.any, self.progress)
         graph, _ = rewrite(exported.graph)
         self.against(partition(graph), graph.io)
 
@@ -241,7 +247,7 @@ class _Check:
         if loc == otherwise == ("stream",):
             loc = self.wish(message)
             message = re.sub(r"^stream: (\w+: )?", "", message)
-        elif loc == otherwise:
+        elif loc == otherwise and otherwise[:2] != ("quantize", "rules"):
             quoted = [option.group(2)] if option is not None else []
             quoted += re.findall(r"'([^']+)'", message)
             loc = next((found for name in quoted for found in self.spots(name)), loc)
@@ -265,14 +271,21 @@ class _Check:
         return ("stream",) if named is None else ("stream", named.group(1))
 
     def spots(self, name: str) -> Iterator[Loc]:
-        """Yields the fields below inputs, states, data, evaluate and model that are called or say `name`."""
+        """Yields the fields about inputs, data and model that are called `name`, then those that say it."""
 
-        def walk(value: Any, loc: Loc) -> Iterator[Loc]:
-            if loc and (loc[-1] == name or value == name):
+        def walk(value: Any, loc: Loc, called: bool) -> Iterator[Loc]:
+            if loc[-1] == name if called else value == name:
                 yield loc
             for key, inner in value.items() if isinstance(value, Mapping) else ():
-                yield from walk(inner, (*loc, key))
+                yield from walk(inner, (*loc, key), called)
 
-        for section in ("inputs", "states", "evaluate", "data", "model"):
-            for key, value in (self.text.fields.get(section) or {}).items():
-                yield from walk(value, (section, key))
+        for called in (True, False):
+            for section in ("inputs", "states", "evaluate", "data", "model"):
+                for key, value in (self.text.fields.get(section) or {}).items():
+                    yield from walk(value, (section, key), called)
+
+
+def _as_saved(recipe: Recipe) -> Recipe:
+    """Returns the recipe without preprocessing: its model takes what it was saved for."""
+    none = {"preprocess": None, "bake": None, "source": None, "raw": None}
+    return recipe.model_copy(update={"inputs": {k: v.model_copy(update=none) for k, v in recipe.inputs.items()}})

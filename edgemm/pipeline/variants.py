@@ -223,9 +223,9 @@ class Contest:
             layout, form = proposal.layout.name, (proposal.layout.name, proposal.kinds, proposal.integer)
             if layout in held or attempts[layout] >= ATTEMPTS or (demanded and not proposal.integer):
                 continue
-            attempts[layout] += 1
             if form in slow:  # a milder plan on the same engines gains nothing
                 continue
+            attempts[layout] += 1
             judged = self._judged(proposal, sure)
             if judged.objection is None:
                 held[layout] = judged

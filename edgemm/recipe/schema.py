@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from edgemm.data import Blank
 from edgemm.errors import DataError, EdgemmError
@@ -15,6 +15,7 @@ from edgemm.preprocess.registry import parse
 from edgemm.profiling.budget import parse_budget
 from edgemm.recipe.rules import QuantizeRule
 from edgemm.recipe.section import Section, refused
+from edgemm.recipe.step_schema import StepSchema
 from edgemm.recipe.streams import MissingSection, StreamSection
 
 Calibrator = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "auto"]
@@ -59,6 +60,18 @@ def _numpy_name(value: str, *others: str) -> str:
         raise ValueError(f"'{value}' is no dtype: use uint8, int16, float32 or str, for example") from error
 
 
+def _known_step(value: Any) -> Any:
+    try:
+        parse((value,))
+    except EdgemmError as error:
+        raise refused(error) from error
+    return value
+
+
+StepItem = Annotated[str | dict[str, dict[str, Any] | None], AfterValidator(_known_step), StepSchema()]
+"""A name, or `{name: {option: value}}`."""
+
+
 class RawSection(Section):
     """What an app feeds in the place of an input that is made by `preprocess`."""
 
@@ -87,9 +100,8 @@ class InputSection(Section):
         description="What it gives when its sensor is silent: zeros, mean, silence:LEVEL (noise of that standard "
         "deviation), constant:VALUE or FILE.npy; default: zeros for floats, unchanged for integers.",
     )
-    preprocess: tuple[str | dict[str, dict[str, Any] | None], ...] | None = Field(
+    preprocess: tuple[StepItem, ...] | None = Field(
         default=None,
-        min_length=1,
         description="Steps from raw data to this input, in order: [{resize: {size: [224, 224]}}, to_chw]; samples "
         "and the device give raw data then. docs/preprocessing.md lists them.",
     )
@@ -112,12 +124,9 @@ class InputSection(Section):
 
     @field_validator("preprocess")
     @classmethod
-    def _known_steps(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        if value is not None:
-            try:
-                parse(value)
-            except EdgemmError as error:
-                raise refused(error) from error
+    def _some_steps(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if value == ():  # `min_length` would count wrong steps as missing
+            raise ValueError("got [], expected at least one step")
         return value
 
     @field_validator("blank", mode="before")

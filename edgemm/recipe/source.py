@@ -112,7 +112,7 @@ def parse_text(text: str, origin: str) -> RecipeText:
         ) from error
     if root is None or not isinstance(fields, dict):
         raise RecipeError(
-            f"{origin}: got a {type(fields).__name__}, expected a mapping of sections.",
+            f"{origin}: got {_told(fields)}, expected a mapping of sections.",
             hint="start with `model: {path: model.pt2}`",
         )
     keys: dict[Loc, Place] = {}
@@ -170,3 +170,7 @@ def _note_places(
             if isinstance(key, yaml.ScalarNode):
                 keys[(*loc, key.value)] = _place(key)
                 _note_places(value, (*loc, key.value), keys, values, inside)
+
+
+def _told(fields: object) -> str:
+    return "nothing" if fields is None else "a list" if isinstance(fields, list) else f"'{fields!s:.40}'"

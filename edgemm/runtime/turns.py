@@ -29,6 +29,9 @@ _PAUSE = 0.008
 _PACED = 40
 """Paced calls of each session, fewer where they take longer than a quarter of the measurement."""
 
+_MIN_PACED = 15
+"""Paced calls of each session however long they take, for a median that a few wake-ups do not move."""
+
 _SLOWER = 1.03
 """From this ratio on paced calls count as slower."""
 
@@ -133,7 +136,7 @@ def _paced(sessions: Mapping[str, Timed], feeds: Sequence[Feed], seconds: float)
             start = time.perf_counter()
             sessions[name].run(feeds[at % len(feeds)])
             times[name].append(time.perf_counter() - start)
-        if at + 1 >= _MIN_ROUNDS and time.perf_counter() >= end:
+        if at + 1 >= _MIN_PACED and time.perf_counter() >= end:
             break
     return {name: Latencies(np.array(values)) for name, values in times.items()}
 

@@ -17,6 +17,7 @@ from test_cli_convert import GYRO, IMAGE, LABEL, PAIR
 from test_cli_help import help_text
 
 from edgemm.cli.recipe import VERBS, recipe
+from edgemm.preprocess.registry import STEPS
 from edgemm.recipe import Recipe, load_recipe
 
 Edgemm = Callable[..., Any]
@@ -199,6 +200,10 @@ def test_the_schema_is_written_for_editors(edgemm: Edgemm, tmp_path: Path) -> No
     assert schema == edgemm("recipe", "schema").json
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert schema["additionalProperties"] is False
+    _, one = schema["$defs"]["InputSection"]["properties"]["preprocess"]["anyOf"][0]["items"]["anyOf"]
+    assert set(one["properties"]) == set(STEPS)
+    assert one["properties"]["center_crop"]["required"] == ["size"]
+    assert one["properties"]["nv12_to_rgb"]["properties"]["full_range"] == {"default": False, "type": "boolean"}
     assert "exists" in edgemm("recipe", "schema", "-o", path).err
 
 
@@ -289,6 +294,25 @@ def test_check_holds_names_against_the_model(edgemm: Edgemm, model: Path, npz: N
     assert edgemm("recipe", "check", path, "--no-model").code == 0
 
 
+def test_wrong_steps_are_told_once_and_hide_no_wrong_names(
+    edgemm: Edgemm, model: Path, npz: Npz, write: Any
+) -> None:
+    npz("c.npz", image=IMAGE, gyro=GYRO, label=LABEL)
+    path = write(
+        "model: {path: model.onnx}\n"
+        "inputs:\n  gyro:\n    source: gyroo\n    preprocess: [gravity]\n"
+        "data: {calib: c.npz, eval: c.npz, label: label}\n"
+        "stream: {optional: {gyros: zeros}}\n"
+        "quantize: {rules: [{match: {modality: gyroo}, precision: float}]}\n"
+    )
+    problems = edgemm("recipe", "check", path, "--json").json["files"][0]["problems"]
+    assert [(p["line"], p["field"]) for p in problems] == [
+        (5, "inputs.gyro.preprocess"),
+        (7, "stream.optional.gyros"),
+        (8, "quantize.rules.0"),
+    ]
+
+
 def test_check_tells_wrong_fields_and_wrong_names_in_one_pass(
     edgemm: Edgemm, model: Path, npz: Npz, write: Any
 ) -> None:
@@ -327,7 +351,7 @@ def test_check_tells_wrong_fields_and_wrong_names_in_one_pass(
     ("text", "fields"),
     [
         ("inputs: {gyro: {modality: ''}}\nstream: {optional: {motion: zeros}}\n", ["inputs.gyro.modality"]),
-        ("inputs: {gyro: {preprocess: [pmc]}}\ndata: {calib: c.npz}\n", ["inputs.gyro.preprocess"]),
+        ("inputs: {gyro: {preprocess: [pmc]}}\ndata: {calib: c.npz}\n", ["inputs.gyro.preprocess.0"]),
         ("inputs: {gyro: {dtype: flot, rate: 1}}\n", ["inputs.gyro.dtype"]),
         ("data: {calib: d.npz}\nevaluate: {metric: f1_macro}\n", ["data.calib"]),
         ("quantize: {precision: int8}\n", [""]),

@@ -107,6 +107,32 @@ def test_parquet_is_the_same_as_csv(pairs):
     assert samples.locate(2).endswith("pairs.parquet row 2")
 
 
+def test_a_column_of_numbers_has_one_dtype(tmp_path):
+    (tmp_path / "m.csv").write_text("temp,gear,x,y\n1,0,1,2\n2.5,1,1,2\n3,2,1,2.5\n")
+    samples = open_samples(str(tmp_path / "m.csv"))
+    assert [samples[i]["temp"].dtype.name for i in range(3)] == ["float32"] * 3
+    assert [samples[i]["gear"].dtype.name for i in range(3)] == ["int64"] * 3
+    both = open_samples(describe(tmp_path / "d.yaml", "source: m.csv\ninputs: {xy: {column: [x, y]}}"))
+    assert [both[i]["xy"].dtype.name for i in range(3)] == ["float32"] * 3
+
+
+def test_a_column_of_texts_may_hold_some_that_look_like_numbers(tmp_path):
+    (tmp_path / "m.csv").write_text("review,place\nvery good,1 2\n10,3 4\nbad film,5 6.5\n")
+    samples = open_samples(str(tmp_path / "m.csv"))
+    assert [str(samples[i]["review"]) for i in range(3)] == ["very good", "10", "bad film"]
+    np.testing.assert_array_equal(samples[0]["place"], np.array([1, 2], np.float32))
+    assert samples[0]["place"].dtype == samples[2]["place"].dtype
+
+
+def test_a_word_among_numbers_is_told_before_anything_is_read(tmp_path):
+    (tmp_path / "m.csv").write_text("temp,label\n1,0\nn/a,1\n3,0\n")
+    with pytest.raises(DataError, match=r"m\.csv line 3, column 'temp': got 'n/a', expected a number") as error:
+        open_samples(str(tmp_path / "m.csv"))
+    assert "description file" in error.value.hint
+    rest = open_samples(describe(tmp_path / "d.yaml", "source: m.csv\ninputs: {label: }"))
+    assert len(rest) == 3
+
+
 def test_quoted_cells_semicolons_and_blank_lines(tmp_path):
     text = '\ufeffname;value;label\r\n"a;\r\nb";1.5;x\r\n\r\nc;2;y\r\n'
     (tmp_path / "m.csv").write_bytes(text.encode())

@@ -116,7 +116,7 @@ def test_what_has_no_end_is_answered_with_what_to_write() -> None:
 def test_a_wrong_step_is_answered_with_what_was_meant_first(steps: list[Any], message: str, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
         build_recipe({"model": {"path": "m.pt2"}, "inputs": {"a": {"preprocess": steps}}}, where="r.yaml")
-    assert str(caught.value) == f"r.yaml: inputs.a.preprocess: preprocess: {message}."
+    assert str(caught.value) == f"r.yaml: inputs.a.preprocess.0: preprocess: {message}."
     assert caught.value.hint.startswith(hint)
 
 
@@ -126,7 +126,7 @@ def test_numbers_of_blanks_and_steps_are_finite() -> None:
         ("blank", "silence:inf"),
         ("preprocess", [{"normalize": {"mean": [float("nan")], "std": [1.0]}}]),
     ):
-        with pytest.raises(RecipeError, match=rf"inputs\.a\.{field}: .*(nan|inf).*expected"):
+        with pytest.raises(RecipeError, match=rf"inputs\.a\.{field}(\.0)?: .*(nan|inf).*expected"):
             build_recipe({"model": {"path": "m.pt2"}, "inputs": {"a": {field: value}}}, where="r.yaml")
 
 

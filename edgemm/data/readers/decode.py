@@ -115,8 +115,10 @@ def image(data: bytes, rule: Rule, where: str) -> np.ndarray:
         picture = pillow.open(io.BytesIO(data))
         picture.load()
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        unknown = isinstance(error, pillow.UnidentifiedImageError)
+        what = "it is of no kind that Pillow knows" if unknown else error
         raise DataError(
-            f"{where}: the image cannot be read: {error}.", hint="replace or remove the file"
+            f"{where}: the image cannot be read: {what}.", hint="replace or remove the file"
         ) from error
     deep = picture.mode in ("I", "F") or picture.mode.startswith("I;16")
     if rule.channels == "gray" and not deep:

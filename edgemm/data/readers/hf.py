@@ -105,6 +105,10 @@ class ArrowTable:
         """Class labels are numbers already: the dataset's names need no numbering."""
         return None
 
+    def dtype(self, column: str) -> str | None:
+        """Cells have types of their own."""
+        return None
+
     def locate(self, index: int) -> str:
         """Returns `"folder row 3"`."""
         return f"{self._folder} row {index}"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgemm._optional import require
+from edgemm.data.readers.columns import Column
 from edgemm.data.readers.description import Description
 from edgemm.data.readers.source import ReaderSource
 from edgemm.data.readers.table import Table, TableSamples, default_rules
@@ -70,6 +71,7 @@ class CsvTable:
         self._path = path
         self.base: Path | None = path.parent
         starts, lines = array("q"), array("q")
+        self._kinds: dict[str, Column] = {}
         try:
             with path.open("rb") as file:
                 self._delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(file.readline())
@@ -83,10 +85,13 @@ class CsvTable:
                     )
                 self.columns = tuple(name.strip() for name in header)
                 self._check_header()
+                self._kinds = {name: Column() for name in self.columns}
                 start, line = at.position, at.number
                 for cells in rows:
                     if cells:
                         self._check_row(cells, line + 1)
+                        for cell, column in zip(cells, self._kinds.values(), strict=True):
+                            column.add(cell, line + 1)
                         starts.append(start)
                         lines.append(line + 1)
                     start, line = at.position, at.number
@@ -122,6 +127,14 @@ class CsvTable:
     def classes(self, column: str) -> tuple[str, ...] | None:
         """A CSV file lists no classes."""
         return None
+
+    def dtype(self, column: str) -> str | None:
+        """Returns the dtype of a column of numbers, `str` of texts that may look like some.
+
+        Raises:
+            DataError: Most cells are numbers, and some are not.
+        """
+        return self._kinds[column].dtype(str(self._path), column)
 
     def locate(self, index: int) -> str:
         """Returns `"pairs.csv line 3"`; lines count from 1, the header among them."""
@@ -202,6 +215,10 @@ class ParquetTable:
 
     def classes(self, column: str) -> tuple[str, ...] | None:
         """A Parquet file lists no classes."""
+        return None
+
+    def dtype(self, column: str) -> str | None:
+        """Cells have types of their own."""
         return None
 
     def locate(self, index: int) -> str:

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from edgemm.data.readers.columns import TEXT
 from edgemm.data.readers.decode import FILES, decode, number, suffix_of
 from edgemm.data.readers.rules import Rule, class_index, finish, join_columns
 from edgemm.data.readers.source import Coverage, ReaderSource
@@ -45,6 +47,10 @@ class Table(Protocol):
 
     def classes(self, column: str) -> tuple[str, ...] | None:
         """Returns the names of a column's classes where the file itself lists them."""
+        ...
+
+    def dtype(self, column: str) -> str | None:
+        """Returns what all cells of a column of text are: `int64`, `float32` or `str`; None: what each one is."""
         ...
 
     def locate(self, index: int) -> str:
@@ -92,13 +98,11 @@ def default_rules(table: Table) -> dict[str, Rule]:
 def resolve(
     origin: str, table: Table, rules: Mapping[str, Rule]
 ) -> tuple[dict[str, Rule], dict[str, tuple[str, ...]]]:
-    """Returns the rules with the columns they mean and the classes of text labels, and array -> its classes.
+    """Returns the rules with their columns, dtype and classes of text labels, and array -> its classes.
 
     Raises:
-        DataError: A column is not there.
+        DataError: A column is not there, or holds numbers in most rows and something else in others.
     """
-    from dataclasses import replace
-
     found, named = {}, {}
     for name, rule in rules.items():
         columns: list[str] = []
@@ -120,8 +124,20 @@ def resolve(
                 rule = replace(rule, classes=classes)
             if classes:
                 named[name] = classes
-        found[name] = rule
+        found[name] = rule if rule.classes is not None else replace(rule, dtype=_dtype(table, rule))
     return found, named
+
+
+def _dtype(table: Table, rule: Rule) -> str | None:
+    """Returns the dtype of a rule: what it says, else float32 where a column has numbers that are not whole."""
+    if rule.dtype is not None:
+        return rule.dtype
+    kinds = {table.dtype(column) for column in rule.at}
+    if any(value is not None for value in (rule.scale, rule.mean, rule.std)):
+        return None
+    if kinds == {TEXT}:
+        return None if rule.shape else TEXT
+    return "float32" if "float32" in kinds and kinds <= {"float32", "int64"} else None
 
 
 def row_array(table: Table, rule: Rule, cells: Mapping[str, Any], where: str) -> np.ndarray:
@@ -164,6 +180,8 @@ def _cell(table: Table, rule: Rule, cell: Any, where: str) -> np.ndarray:
     if isinstance(cell, bytes):
         return decode(cell, "", rule, where)
     if isinstance(cell, str):
+        if rule.dtype == TEXT:
+            return np.asarray(cell)
         path = path_of(table, cell)
         if path is not None:
             return decode(read(path, where), suffix_of(cell), rule, f"{where} ({cell})")
