@@ -11,11 +11,8 @@ from edgemm.pipeline.outcome import Judged
 from edgemm.quant.search import TOLERANCE
 from edgemm.recipe import Recipe
 
-GLANCE = 0.25
-"""Part of a measurement that is made before the whole of it, to refuse what is clearly slower."""
-
-DOUBT = 1.25
-"""Ratio to float from which a glance is enough."""
+FAR = 1.25
+"""Ratio to float from which milder plans on the same engines are not worth a try."""
 
 REMEDY = "raise --max-drop, give more calibration samples, or use --precision auto to ship what works"
 
@@ -28,17 +25,17 @@ def over_limit(recipe: Recipe, judged: Judged) -> str | None:
     return f"{judged.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
 
 
-def too_slow(recipe: Recipe, judged: Judged, sure: Judged, doubt: float = 1.0) -> str | None:
+def too_slow(recipe: Recipe, judged: Judged, sure: Judged, ratio_from: float = 1.0) -> str | None:
     """Objects to a variant over the limit, or slower than `sure`, float, that was timed with it.
 
-    A short measurement may be wrong by the factor `doubt`, and is not asked about the limit.
+    `ratio_from` asks whether it is slower by more than this, and not about the limit.
     """
     section = recipe.quantize
-    if doubt == 1.0 and (objection := over_limit(recipe, judged)) is not None:
+    if ratio_from == 1.0 and (objection := over_limit(recipe, judged)) is not None:
         return objection
     timing, floating = (judged.timings[j.candidate.variant.name] for j in (judged, sure))
     ratio = timing.ratio(floating)
-    if ratio * MARGIN >= doubt and not section.integers_demanded and section.objective != "size":
+    if ratio * MARGIN >= ratio_from and not section.integers_demanded and section.objective != "size":
         when = "" if timing.ms / floating.ms == ratio else " when calls come one by one"
         return f"{ratio:.2f} × the latency of float on this machine{when}: no faster"
     return None

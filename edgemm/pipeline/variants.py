@@ -21,7 +21,7 @@ from edgemm.pipeline.engines import EngineKind, engine_kinds
 from edgemm.pipeline.forms import timed
 from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.lineup import MARGIN, LineUp, best_lineup, race_floats
-from edgemm.pipeline.objections import DOUBT, GLANCE, REMEDY, apart, inaccurate, over_budget, over_limit, too_slow
+from edgemm.pipeline.objections import FAR, REMEDY, apart, inaccurate, over_budget, over_limit, too_slow
 from edgemm.pipeline.outcome import BASELINE, Judged, Outcome, assemble
 from edgemm.pipeline.pairing import BOTH, compare, partner, pays, worth_trying
 from edgemm.pipeline.progress import Clock, Progress
@@ -231,7 +231,7 @@ class Contest:
                 held[layout] = judged
                 continue
             self.progress.step("verify", f"{judged.proposal}: refused, {judged.objection}")
-            if judged.timings and too_slow(self.recipe, judged, sure, DOUBT) is not None:
+            if judged.timings and too_slow(self.recipe, judged, sure, FAR) is not None:
                 slow.add(form)
             if proposal.integer and refused is None:
                 refused = judged
@@ -280,10 +280,8 @@ class Contest:
             judged.candidate = self._scored(candidate)
             judged.objection = inaccurate(self.recipe, judged.candidate.variant.accuracy)
         if judged.objection is None and (self.timed or self.recipe.quantize.max_latency_ms is not None):
-            for part, doubt in ((GLANCE, DOUBT), (1.0, 1.0)):
-                if judged.objection is None:
-                    judged.timings = self._time([judged.candidate, sure.candidate], part)
-                    judged.objection = too_slow(self.recipe, judged, sure, doubt)
+            judged.timings = self._time([judged.candidate, sure.candidate])
+            judged.objection = too_slow(self.recipe, judged, sure)
         if judged.objection is not None:
             self._leave(judged.candidate)
         return judged
@@ -378,8 +376,8 @@ class Contest:
         samples = self.splits.evaluation if self.splits.evaluation is not None else self.splits.any
         return latency_feeds(self.bench.io, samples, self.bench.sizes)
 
-    def _time(self, candidates: Sequence[Candidate], part: float = 1.0) -> dict[str, Timing]:
-        seconds = part * self.recipe.quantize.measure_seconds
+    def _time(self, candidates: Sequence[Candidate]) -> dict[str, Timing]:
+        seconds = self.recipe.quantize.measure_seconds
         names = list(dict.fromkeys([BASELINE, *(c.variant.name for c in candidates)]))
         self.progress.status("measure", f"{len(names)} variants, interleaved")
         with self.clock("measure"):

@@ -33,6 +33,7 @@ def few_rounds() -> Iterator[None]:
     """Latency is measured in fewer rounds: these tests ask whether it is measured, not how well."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgemm.runtime.turns._MAX_ROUNDS", 8)
+        patch.setattr("edgemm.runtime.turns._MIN_PACED", 5)
         patch.setattr("edgemm.pipeline.race._ROUNDS", 3)
         patch.setattr("edgemm.pipeline.race._REST", 0.01)
         yield

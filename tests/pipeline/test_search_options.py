@@ -206,10 +206,10 @@ def test_what_fails_on_the_evaluation_samples_steps_back_along_the_front(
     assert sum(p["chosen"] for p in points) == 1
 
 
-def test_what_is_clearly_slower_is_neither_measured_long_nor_tried_again(
+def test_what_is_far_slower_is_not_tried_again_on_the_same_engines(
     convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Integers are declared slow: a glance refuses them, and milder plans on the same engines are left out."""
+    """Integers are declared slow: milder plans on the same engines are left out."""
     measured: list[tuple[bool, float]] = []
     time_sessions = variants.time_sessions
 
@@ -222,8 +222,7 @@ def test_what_is_clearly_slower_is_neither_measured_long_nor_tried_again(
     quantize = {"precision": "auto", "cache": False, "measure_seconds": 0.4}
     result = convert_onnx(quantize=quantize, evaluate=BUDGET, layout="staged", engine="onnxruntime")
     assert result.shipped.precision == "fp32"
-    assert [seconds for integer, seconds in measured if integer] == [pytest.approx(0.1)]
-    assert {seconds for integer, seconds in measured if not integer} <= {0.4}
+    assert [seconds for integer, seconds in measured if integer] == [0.4]
 
 
 def test_single_calls_after_a_pause_count_as_well(convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
