@@ -90,13 +90,12 @@ class _Check:
         splits, fed = Splits(None, None), self.sound("data", "inputs")
         if fed:
             splits = self.samples()
+            front = None
             with self.told(("inputs",)):
-                front = None
                 front = read_preprocessing(recipe, splits.any)
         if front is None:  # what goes into the model is not known: of it only the names
-            self.recipe, splits = _as_saved(recipe), Splits(None, None)
-        exported = self.exported(splits, folder)
-        self.recipe = recipe
+            recipe, splits = _as_saved(recipe), Splits(None, None)
+        exported = self.exported(recipe, splits, folder)
         if exported is None:
             return
         io = exported.graph.io
@@ -128,9 +127,9 @@ class _Check:
             return open_splits(data)
         return Splits(None, None)
 
-    def exported(self, splits: Splits, folder: Path) -> ExportResult | None:
+    def exported(self, recipe: Recipe, splits: Splits, folder: Path) -> ExportResult | None:
         """Returns the exported model, without what the recipe says of inputs and states that it has not."""
-        model, recipe = self.recipe.model, self.recipe
+        model = recipe.model
         if (model.factory is not None or model.allow_pickle) and not self.run_code:
             self.notes.append("the model is not opened: its factory or pickle runs code (--run-code)")
             return None

@@ -33,11 +33,10 @@ def _options(name: str) -> dict[str, Any]:
     hints, fields = typing.get_type_hints(cls), dataclasses.fields(cast("Any", cls))
     properties = {}
     for field in fields:
-        properties[field.name] = TypeAdapter(hints[field.name]).json_schema()
+        adapter: TypeAdapter[Any] = TypeAdapter(hints[field.name])
+        properties[field.name] = adapter.json_schema()
         if field.default not in (dataclasses.MISSING, None):
-            properties[field.name]["default"] = TypeAdapter(hints[field.name]).dump_python(
-                field.default, mode="json"
-            )
+            properties[field.name]["default"] = adapter.dump_python(field.default, mode="json")
     missing = (dataclasses.MISSING, dataclasses.MISSING)
     required = [f.name for f in fields if (f.default, f.default_factory) == missing]
     schema: dict[str, Any] = {"description": (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")}
