@@ -22,8 +22,8 @@ PAGE, RESULTS = RECIPES / "README.md", RECIPES / "results"
 BEGIN, END = "<!-- catalogue: `python -m recipes.catalogue` writes this -->", "<!-- end of the catalogue -->"
 COLUMNS = ("recipe", "task", "modalities", "fusion", "data", "float", "edge", "latency", "size", "command")
 BLANK = """\
-A model that answers as well with one modality blank needs no fusion. Float, on the evaluation split; whole numbers,
-such as the ids of words, have no blank:"""
+A model that answers as well with one modality blank needs no fusion. Float, on the evaluation split; whole
+numbers, such as the ids of words, have no blank:"""
 PERCENT = frozenset({"accuracy", "f1_macro", "auroc", "agreement"})
 """Metrics that are shares; those of the recipes' own say so by lying from 0 to 1."""
 
