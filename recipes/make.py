@@ -6,7 +6,8 @@
     python -m recipes.make bilinear --data-root ~/data   # with your own CIFAR-10 and IMDb
 
 A recipe is done again when its training script, its model, the code of its data or its YAML has changed. Every
-step is a process of its own, so a recipe that fails takes none of the others with it.
+step is a process of its own, so a recipe that fails takes none of the others with it. Trainings go side by side;
+conversions measure, and go one after the other.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +42,15 @@ from recipes.prepare import (
     trained_in,
     training_digest,
 )
+from recipes.processes import StepError, run_module
 
 RESULTS = RECIPES / "results"
+SIDE_BY_SIDE = 4
+"""Trainings at once, at most: each takes a gigabyte or more."""
+
 console = Console(stderr=True, highlight=False)
 
 Record = dict[str, Any]
-
-
-class RecipeError(RuntimeError):
-    """A step of a recipe ended badly; the message is what it said last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +101,30 @@ class Work:
         return record if record["inputs"] == self.digest() else None
 
 
-def make(work: Work) -> Record:
-    """Returns what was measured of a recipe, after training, converting and scoring it.
+def train(work: Work, threads: int) -> None:
+    """Makes the model and the data of a recipe, unless they are there.
 
     Raises:
-        RecipeError: A step fails; the record of an earlier time stays as it is.
+        StepError: The training script fails.
     """
-    digest = work.digest()
     quick = ("--quick",) if work.way.quick else ()
     own = ("--data-root", str(work.way.data_root)) if work.way.data_root else ()
-    with console.status(f"{work.name}: training"):
-        _run("recipes.prepare", work.name, "--folder", str(work.folder), *quick, *own)
+    words = (work.name, "--folder", str(work.folder), "--threads", str(threads), *quick, *own)
+    run_module("recipes.prepare", *words, folder=RECIPES.parent)
+
+
+def make(work: Work) -> Record:
+    """Returns what was measured of a trained recipe, after converting and scoring it.
+
+    Raises:
+        StepError: A step fails; the record of an earlier time stays as it is.
+    """
+    digest = work.digest()
     start = time.perf_counter()
     with console.status(f"{work.name}: converting"):
         recipe = str(recipe_at(work.name, work.place))
-        result = json.loads(_run("edgemm", "convert", recipe, "-o", str(work.bundle), "--json", "--force"))
+        words = ("convert", recipe, "-o", str(work.bundle), "--json", "--force")
+        result = json.loads(run_module("edgemm", *words, folder=RECIPES.parent))
     record = {"recipe": work.name, "inputs": digest, "trained": work.way.mark, **summary(result)}
     record["also"] = _also(work)
     record["seconds"] = {
@@ -125,16 +136,6 @@ def make(work: Work) -> Record:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     (work.place / "converted").write_text(digest)
     return record
-
-
-def _run(module: str, *arguments: str) -> str:
-    """Returns the stdout of `python -m MODULE ARGUMENTS`."""
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RECIPES.parent)
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise RecipeError(" ".join(lines[-2:])[-400:] or f"{module} ended with {done.returncode}")
-    return done.stdout
 
 
 def summary(result: Record) -> Record:
@@ -188,7 +189,7 @@ def _also(work: Work) -> dict[str, float | None]:
             try:
                 score = evaluate(session.run, session.io, samples, chosen, label=label, output=output, batch=1)
             except EdgemmError as error:
-                raise RecipeError(f"{name} of ALSO: {error}") from error
+                raise StepError(f"{name} of ALSO: {error}") from error
             scores[name.rpartition(":")[2]] = _short(score)
     return scores
 
@@ -212,22 +213,51 @@ def weakest_first(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=rank)
 
 
+def train_all(works: Sequence[Work]) -> dict[Work, str]:
+    """Trains what is not trained, side by side, each with its share of the cores; returns why some failed."""
+    waiting = [w for w in works if not is_prepared(w.name, w.place, w.way)]
+    if not waiting:
+        return {}
+    cores = os.cpu_count() or 1
+    jobs = min(len(waiting), cores, SIDE_BY_SIDE)
+    failed = {}
+    with console.status("training"), ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = {pool.submit(train, work, min(2, cores // jobs)): work for work in waiting}
+            for number, future in enumerate(as_completed(futures), 1):
+                work, said = futures[future], ""
+                try:
+                    future.result()
+                    said = f"{trained_in(work.place):.0f} s"
+                except StepError as error:
+                    failed[work] = str(error)
+                    said = "failed"
+                console.print(f"trained {number}/{len(waiting)} [bold]{work.name}[/]: {said}", soft_wrap=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return failed
+
+
 def make_all(works: Sequence[Work], *, again: bool = False) -> list[Record]:
     """Returns a record per recipe; one that fails has `error` and ends none of the others.
 
     Args:
-        works: What to make, in order.
+        works: What to make, in order. Trainings go side by side, conversions, which measure, one after the other.
         again: Convert and score what is done as well.
     """
+    done = {} if again else {w: record for w in works if (record := w.finished()) is not None}
+    failed = train_all([w for w in works if w not in done])
     records = []
     for number, work in enumerate(works, 1):
         start = time.perf_counter()
-        record, said = None if again else work.finished(), "done before"
+        record, said = done.get(work), "done before"
         if record is None:
             try:
+                if work in failed:
+                    raise StepError(failed[work])
                 record = make(work)
                 said = f"{time.perf_counter() - start:.0f} s"
-            except RecipeError as error:
+            except StepError as error:
                 record, said = {"recipe": work.name, "error": str(error)}, f"[red]failed[/]: {error}"
         records.append(record)
         console.print(f"{number}/{len(works)} [bold]{work.name}[/]: {said}", soft_wrap=True)
@@ -283,9 +313,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for record in records:
         if "error" in record:
             console.print(f"{record['recipe']}: {record['error']}", soft_wrap=True)
-    took = [s for r in records if "error" not in r for s in r["seconds"].values() if s is not None]
     minutes = (time.perf_counter() - start) / 60
-    console.print(f"{len(names)} recipes in {minutes:.1f} minutes; from nothing, {sum(took) / 60:.1f}")
+    console.print(f"{len(names)} recipes in {minutes:.1f} minutes")
     return int(any("error" in record for record in records))
 
 

@@ -190,7 +190,7 @@ def prepare(name: str, folder: Path | None = None, way: Way = USUAL) -> Path:
 
 
 def main() -> None:
-    """Trains one recipe, with two threads, so that every machine gives about the same weights."""
+    """Trains one recipe, with as many threads on every machine, which then gives about the same weights."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait leave the core to whoever works
     import torch
 
@@ -199,8 +199,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the files go, in a folder NAME")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few samples")
     parser.add_argument("--data-root", type=Path, help="folder with your own copy of the data, where one is read")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     try:
         print(prepare(options.name, options.folder, Way(options.quick, options.data_root)))
     except RuntimeError as error:

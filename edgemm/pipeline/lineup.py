@@ -101,13 +101,13 @@ def race_floats(layout: Layout, tracks: Mapping[str, Track], kinds: Sequence[Eng
     lanes = {}
     for stage in layout.stages:
         track = tracks[stage.name]
-        lane = Lane(track.reference_ms())
         own = [k for k in kinds if not k.batched or batchable(stage.model)]
-        if len(own) == 1:
-            lane.ratios[NONE, own[0]] = 1.0
-        for kind in own if len(own) > 1 else ():
-            if (ratio := track.ratio(stage.model, kind)) is not None:
-                lane.ratios[NONE, kind] = ratio
+        ratios = {}
+        for kind in own:
+            same = kind == EngineKind() or len(own) == 1
+            if (ratio := 1.0 if same else track.ratio(stage.model, kind)) is not None:
+                ratios[NONE, kind] = ratio
+        lane = Lane(track.reference_ms(), ratios)
         track.close()
         lanes[stage.name] = lane
     return LineUp(layout, lanes)

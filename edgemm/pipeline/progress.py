@@ -40,15 +40,18 @@ class Silent:
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds per step, for the manifest's `measured.seconds`."""
+    """Seconds per step, for the manifest's `measured.seconds`; a step within another counts for itself."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _inner: float = 0.0
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
         """Adds the time of the block to `step`."""
-        start = time.perf_counter()
+        start, outer, self._inner = time.perf_counter(), self._inner, 0.0
         try:
             yield
         finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+            taken = time.perf_counter() - start
+            self.seconds[step] = self.seconds.get(step, 0.0) + taken - self._inner
+            self._inner = outer + taken

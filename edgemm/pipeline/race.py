@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from edgemm.quant.chain import Chain, filled
 from edgemm.rewrite.prepare import prepare
 from edgemm.runtime.registry import session_class
 from edgemm.runtime.session import EngineSession, SessionOptions
+from edgemm.runtime.turns import rest
 from edgemm.tensors import Feed, IOSpec
 
 FEEDS = 4
@@ -43,8 +44,6 @@ _SLOW = 0.01
 
 _MAX_BLOCK = 40
 _numbers = itertools.count()
-_REST = 0.05
-"""Seconds until the threads of a session that may spin have gone to sleep."""
 
 
 @dataclass(slots=True)
@@ -65,6 +64,7 @@ class Track:
     threads: int
     alone: bool
     _reference: EngineSession | None = None
+    _references: list[float] = field(default_factory=list)
 
     def open(self, model: ir.Model, kind: EngineKind) -> EngineSession:
         """Returns a session on `model` as it would ship.
@@ -101,6 +101,7 @@ class Track:
         finally:
             other.close()
             self._give_back()
+        self._references.append(reference)
         return taken / reference
 
     def milliseconds(self, one: ir.Model, other: ir.Model, kind: EngineKind) -> tuple[float, float]:
@@ -132,9 +133,9 @@ class Track:
         blocks = [int(np.clip(seconds / rounds / 2 / run, 2, _MAX_BLOCK)) for run in runs]
         medians = np.empty((rounds, 2))
         for number in range(rounds):
-            for which in ((0, 1), (1, 0))[number % 2]:
-                if self.alone:
-                    time.sleep(_REST)
+            for turn, which in enumerate(((0, 1), (1, 0))[number % 2]):
+                if turn == 1 and self.alone:
+                    rest()
                 medians[number, which] = self._median(sessions[which], blocks[which])
             if number + 1 == _FEW_ROUNDS and np.all(medians[: number + 1, 1] > _FAR * medians[: number + 1, 0]):
                 medians = medians[: number + 1]
@@ -158,10 +159,11 @@ class Track:
         give_back_memory(4 * self.stage.parameters)
 
     def reference_ms(self) -> float:
-        """Returns the median latency of the float graph on ONNX Runtime in milliseconds."""
-        if self._reference is None:
-            self._reference = self.open(self.stage.model, EngineKind())
-        return self.compare(self._reference, self._reference)[0] * 1e3
+        """Returns the median latency in milliseconds of the float graph on ONNX Runtime, over all comparisons."""
+        if not self._references:
+            session = self._reference = self._reference or self.open(self.stage.model, EngineKind())
+            self._references.append(self.compare(session, session)[0])
+        return float(np.median(self._references)) * 1e3
 
     def close(self) -> None:
         """Closes the reference."""

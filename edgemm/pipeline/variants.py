@@ -226,7 +226,7 @@ class Contest:
             if form in slow:  # a milder plan on the same engines gains nothing
                 continue
             attempts[layout] += 1
-            judged = self._judged(proposal, sure)
+            judged = self._judged(proposal, sure, told=proposal.integer and refused is None)
             if judged.objection is None:
                 held[layout] = judged
                 continue
@@ -269,19 +269,22 @@ class Contest:
         sure.objection = over_limit(self.recipe, sure)
         return sure
 
-    def _judged(self, proposal: Proposal, sure: Judged) -> Judged:
-        """Builds, scores and times a proposal; an objection says why it may not ship."""
+    def _judged(self, proposal: Proposal, sure: Judged, *, told: bool = False) -> Judged:
+        """Builds, times and scores a proposal; an objection says why it may not ship.
+
+        What is slow is not scored, which may take longer than all else, unless its accuracy is to be told as well.
+        """
         candidate = self._build(proposal)
         judged = Judged(proposal, candidate)
-        if self._search_scorer is not None and not proposal.integer:
+        if self.timed or self.recipe.quantize.max_latency_ms is not None:
+            judged.timings = self._time([candidate, sure.candidate])
+            judged.objection = too_slow(self.recipe, judged, sure)
+        if judged.objection is None and self._search_scorer is not None and not proposal.integer:
             found = self._search_scorer.measure(self._sessions[candidate.variant.name])
             judged.objection = over_budget(self.recipe, found, "search")
-        if judged.objection is None:
+        if judged.objection is None or told:
             judged.candidate = self._scored(candidate)
-            judged.objection = inaccurate(self.recipe, judged.candidate.variant.accuracy)
-        if judged.objection is None and (self.timed or self.recipe.quantize.max_latency_ms is not None):
-            judged.timings = self._time([judged.candidate, sure.candidate])
-            judged.objection = too_slow(self.recipe, judged, sure)
+            judged.objection = inaccurate(self.recipe, judged.candidate.variant.accuracy) or judged.objection
         if judged.objection is not None:
             self._leave(judged.candidate)
         return judged

@@ -20,8 +20,14 @@ import numpy as np
 from edgemm.runtime.latency import Latencies
 from edgemm.tensors import Feed
 
-_REST = 0.06
-"""Seconds until the threads of an ONNX Runtime session with default options have stopped spinning after a run."""
+_LOOK = 0.009
+"""Seconds over which the processor time of all threads is looked at: two ticks of a slow kernel, and more."""
+
+_QUIET = 0.2
+"""Share of a processor below which all threads are asleep."""
+
+_LONGEST = 0.15
+"""Seconds after which a rest ends in any case; ONNX Runtime's threads spin for up to 0.09 after a run."""
 
 _PAUSE = 0.008
 """Seconds before a paced call: about the rate of a fast sensor, and long enough for threads to fall asleep."""
@@ -102,7 +108,7 @@ def time_sessions(sessions: Mapping[str, Timed], feeds: Sequence[Feed], *, secon
         for name in _turn(names, at):
             session = sessions[name]
             session.reset_state()  # a state that grows with every call would be measured at every length
-            time.sleep(_REST)
+            rest()
             session.run(feeds[at % len(feeds)])
             for k in range(blocks[name]):
                 feed = feeds[(at + k) % len(feeds)]
@@ -122,6 +128,16 @@ def time_sessions(sessions: Mapping[str, Timed], feeds: Sequence[Feed], *, secon
         )
         for name in sessions
     }
+
+
+def rest() -> None:
+    """Waits until no thread of this process is at work: those of some sessions spin for a while after a run."""
+    end = time.perf_counter() + _LONGEST
+    while time.perf_counter() < end:
+        start, before = time.perf_counter(), time.process_time()
+        time.sleep(_LOOK)
+        if time.process_time() - before < _QUIET * (time.perf_counter() - start):
+            return
 
 
 def _paced(sessions: Mapping[str, Timed], feeds: Sequence[Feed], seconds: float) -> dict[str, Latencies]:

@@ -35,7 +35,7 @@ def few_rounds() -> Iterator[None]:
         patch.setattr("edgemm.runtime.turns._MAX_ROUNDS", 8)
         patch.setattr("edgemm.runtime.turns._MIN_PACED", 5)
         patch.setattr("edgemm.pipeline.race._ROUNDS", 3)
-        patch.setattr("edgemm.pipeline.race._REST", 0.01)
+        patch.setattr("edgemm.runtime.turns._LONGEST", 0.01)
         yield
 
 
