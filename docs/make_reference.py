@@ -20,7 +20,8 @@ HEAD = """# Recipe
 
 A recipe is a YAML file with these sections. Paths are relative to its folder. `edgemm recipe init MODEL` begins
 one for a model, `edgemm recipe check` tells everything that is wrong with it, `edgemm recipe schema` writes the
-JSON Schema for editors, and `--set section.field=value` sets a field from the command line.
+JSON Schema for editors, and `--set section.field=value` sets a field from the command line; numbers from 0 name
+the items of a list, as in `quantize.rules.0.precision=float`.
 
 This page is made from the schema: `python docs/make_reference.py`.
 """

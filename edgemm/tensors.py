@@ -186,6 +186,14 @@ def check_feed(io: IOSpec, feed: Feed) -> None:
         _check_array(spec, array, sizes, batch=io.batch if isinstance(io.batch, int) else None)
 
 
+def convert_hint(spec: TensorSpec, dtype: np.dtype) -> str:
+    """Returns how an array of another dtype becomes the input's, without losing what is in it."""
+    call = f"{spec.name}.astype('{spec.dtype}')"
+    if dtype.kind == "f" and spec.dtype.startswith(("int", "uint", "bool")):
+        return f"give the whole numbers from before they were scaled; where these are whole, convert them: {call}"
+    return f"convert it: {call}"
+
+
 def _check_array(
     spec: TensorSpec, array: np.ndarray, sizes: dict[str, tuple[int, str]], *, batch: int | None
 ) -> None:
@@ -197,7 +205,7 @@ def _check_array(
     if array.dtype.name != spec.dtype and not (array.dtype.kind == "U" and spec.dtype == "str"):
         raise DataError(
             f"input '{spec.name}': got dtype {array.dtype.name}, expected {spec.dtype}.",
-            hint=f"convert it: {spec.name}.astype('{spec.dtype}')",
+            hint=convert_hint(spec, array.dtype),
         )
     if not array.dtype.isnative:
         raise DataError(

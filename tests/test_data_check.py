@@ -65,7 +65,7 @@ def test_wrong_dtype_says_how_to_convert(check):
     data["image"] = data["image"].astype(np.float64)
     assert refused(check, data) == (
         "calib.npz: array 'image' is float64, the model takes float32.",
-        "convert it before saving: image.astype('float32')",
+        "before saving, convert it: image.astype('float32')",
     )
     data["image"] = np.zeros((6, 1, 4, 4), np.uint8)
     assert "/ 255" in refused(check, data)[1]

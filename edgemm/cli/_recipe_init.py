@@ -20,6 +20,9 @@ Examples:
   edgemm recipe init model.onnx --modality input_ids=text --modality attention_mask=text
 """
 
+_RAW = "If sensors give them so: inputs.NAME.preprocess says what becomes of them (docs/preprocessing.md)."
+"""What to do about samples that do not fit the model."""
+
 
 @click.command(epilog=EPILOG, short_help="Begin a recipe for your own model.")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -67,6 +70,8 @@ def init(model: Path, output: Path | None, force: bool, as_json: bool, **options
     for name, section in fields["inputs"].items():
         because = notes[f"inputs.{name}.modality"].removeprefix("Because: ").rstrip(".")
         click.echo(f"{name}: {section['modality']} ({because})")
+    if _RAW in notes.get("data.calib", ""):
+        click.echo(f"note: {notes['data.calib']}")
     click.echo(f"{output}   next: edgemm recipe check {output}")
 
 
@@ -79,7 +84,8 @@ def _fields(model: Path, options: Mapping[str, Any], folder: Path) -> tuple[dict
     from edgemm.cli._description import describe_model
     from edgemm.cli._options import input_fields
     from edgemm.cli._progress import RichProgress
-    from edgemm.errors import RecipeError
+    from edgemm.data import open_samples
+    from edgemm.errors import DataError, EdgemmError, RecipeError
     from edgemm.export.sniff import RECIPE, sniff
     from edgemm.recipe.loader import build_recipe, merge
 
@@ -92,9 +98,24 @@ def _fields(model: Path, options: Mapping[str, Any], folder: Path) -> tuple[dict
         "data": {k: v for k, v in data.items() if v},
     }
     declared = input_fields(options["inputs"], options["modalities"], options["states"])
+    recipe = build_recipe(merge(given, declared), where="options")
+    misfit = ""
     with RichProgress() as progress:
-        report = describe_model(model, build_recipe(merge(given, declared), where="options"), progress)
+        try:
+            report = describe_model(model, recipe, progress)
+        except DataError as error:
+            if recipe.data.calib is None:
+                raise
+            open_samples(recipe.data.calib)  # nothing there, or nothing that can be read, is told as it is
+            bare = build_recipe(merge({"model": given["model"]}, declared), where="options")
+            try:
+                report = describe_model(model, bare, progress)
+            except EdgemmError:
+                raise error from None
+            misfit = str(error)
     inputs, notes = _inputs(report)
+    if misfit:
+        notes["data.calib"] = f"These samples are not what the model takes: {misfit} {_RAW}"
     fields: dict[str, Any] = {"model": _below(given["model"], folder, ("path", "factory")), "inputs": inputs}
     if report["states"]:
         fields["states"] = {s["input"]: s["output"] for s in report["states"]}

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgemm.data.samples import Sample, Samples, has_batch_axis, locate, names_of, notes_of, origin_of
 from edgemm.errors import DataError, did_you_mean
-from edgemm.tensors import IOSpec, TensorSpec
+from edgemm.tensors import IOSpec, TensorSpec, convert_hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ def _check_row(
     if row.dtype.name != spec.dtype:
         raw = row.dtype == np.uint8 and "float" in spec.dtype
         scale = " (scaled as in training, often / 255)" if raw else ""
-        hint = f"convert it before saving: {name}.astype('{spec.dtype}'){scale}"
+        hint = f"before saving, {convert_hint(spec, row.dtype)}{scale}"
         if hasattr(samples, "coverage"):  # of a reader, which can be told
             hint = (
                 f"say it in a description file: {name}: {{dtype: {spec.dtype}{', scale: 1/255' if raw else ''}}}"

@@ -10,7 +10,7 @@ import numpy as np
 from edgemm.data import Samples
 from edgemm.data import spread as evenly
 from edgemm.errors import DataError
-from edgemm.tensors import BATCH, Dim, TensorSpec
+from edgemm.tensors import BATCH, Dim, TensorSpec, convert_hint
 
 MOST_SAMPLES = 64
 UNKNOWN_SIZES = (8, 64, 512, 16000)
@@ -104,7 +104,7 @@ def whole_input(spec: TensorSpec, row: np.ndarray, axis: int | None) -> np.ndarr
     if row.dtype.name != spec.dtype:
         raise DataError(
             f"the data's array '{spec.name}' is {row.dtype.name}, the model's input takes {spec.dtype}.",
-            hint=f"save it as {spec.dtype}: {spec.name}.astype('{spec.dtype}'); of tables and recordings a "
+            hint=f"save it as {spec.dtype}; {convert_hint(spec, row.dtype)}. Of tables and recordings a "
             f"description file says it: {spec.name}: {{dtype: {spec.dtype}}}",
         )
     if row.ndim == len(spec.shape):

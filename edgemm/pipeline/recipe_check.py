@@ -28,6 +28,7 @@ from edgemm.pipeline.rates import check_rates
 from edgemm.pipeline.scoring import check_metric
 from edgemm.pipeline.splits import Splits, open_splits
 from edgemm.pipeline.wishes import check_cuts, check_fills, check_policy
+from edgemm.quant.placement import possible
 from edgemm.quant.ruled import find_ruled
 from edgemm.recipe import Recipe
 from edgemm.recipe.problems import Problem, dotted, in_order
@@ -187,10 +188,12 @@ class _Check:
                     self.unknown(("data", key), name, source.names, "array", f" for input '{spec.name}'")
 
     def against(self, stages: StageGraph, io: IOSpec) -> None:
-        """Tells rules that match nothing, sizes of no dimension, and what streams cannot have."""
+        """Tells rules that match nothing or that no node can follow, sizes of no dimension, and wrong streams."""
         for number, rule in enumerate(self.recipe.quantize.rules):
             with self.told(("quantize", "rules", number)):
-                find_ruled((rule,), stages)
+                ruled = find_ruled((rule,), stages)
+                if rule.integer:
+                    ruled.choices(possible(stages))
         symbols = dict.fromkeys(d for i in io.inputs for d in i.shape if isinstance(d, str))
         places = [f"{i.name}:{axis}" for i in io.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)]
         inside = [d for s in stages.stages for i in s.inputs for d in i.shape if isinstance(d, str)]

@@ -120,6 +120,17 @@ def alternatives(stage_graph: StageGraph, table: CalibrationTable) -> dict[Node,
     return result
 
 
+def possible(stage_graph: StageGraph) -> dict[Node, tuple[str, ...]]:
+    """Returns the precisions that the graph alone lets each node have; ranges may take some of them away."""
+    result: dict[Node, tuple[str, ...]] = {}
+    for stage in stage_graph.stages:
+        found = {c.decision.node: c.alternatives for c in structure(stage)}
+        able = {node for node, listed in found.items() if INT8 in listed}
+        found |= {d.node: (INT8, FLOAT) for d in _joins(stage, able, set(), None)}
+        result |= {(stage.name, node): listed for node, listed in found.items()}
+    return result
+
+
 def _join_alternatives(stage_graph: StageGraph, table: CalibrationTable) -> dict[Node, tuple[str, ...]]:
     result: dict[Node, tuple[str, ...]] = {}
     scales = join_scales(stage_graph, table)

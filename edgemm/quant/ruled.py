@@ -140,6 +140,12 @@ def _nothing(number: int, match: RuleMatch, stages: StageGraph) -> RecipeError:
     for key, glob in given.items():
         if not any(fnmatchcase(name, glob) for name in known[key]):
             names = known[key]
+            if key == "modality" and not names:
+                has = "; ".join(f"{s.name} has {', '.join(s.modalities) or 'none'}" for s in stages.stages)
+                return RecipeError(
+                    f"quantize.rules.{number}: no stage is of the modality '{glob}' alone ({has}).",
+                    hint="match by stage, op, node or module instead",
+                )
             some = ", ".join(names[:_MOST]) + (f", and {len(names) - _MOST} more" if len(names) > _MOST else "")
             narrowed = len(fitting) < len(stages.stages) and fitting and key in ("op", "node", "module")
             where = f" in {', '.join(s.name for s in fitting)}" if narrowed else ""
@@ -161,8 +167,12 @@ def _cannot(
 ) -> QuantizationError:
     able = [f"{s}/{n}" for (s, n), options in alternatives.items() if precision in options]
     some = ", ".join(able[:_MOST]) + (", ..." if len(able) > _MOST else "")
+    what = (
+        f"none of the {len(nodes)} nodes that it matches can"
+        if len(nodes) > 1
+        else "the node that it matches cannot"
+    )
     return QuantizationError(
-        f"quantize.rules.{number}: none of the {len(nodes)} nodes that it matches can be {precision} "
-        f"(nodes that can: {some or 'none'}).",
+        f"quantize.rules.{number}: {what} be {precision} (nodes that can: {some or 'none'}).",
         hint="they have no kernel for it, or no calibrated range: `edgemm plan MODEL --all` says why",
     )

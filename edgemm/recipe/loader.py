@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from edgemm.errors import RecipeError
 from edgemm.recipe.paths import resolve
 from edgemm.recipe.problems import Problem, as_error, duplicates_of, in_order, problems_of
 from edgemm.recipe.schema import Recipe
@@ -56,11 +57,25 @@ def judge(text: RecipeText, overrides: Mapping[str, Any] | None = None) -> tuple
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `base` with the values of `over` laid over it, section by section."""
+    """Returns `base` with the values of `over` laid over it, section by section.
+
+    In a list, numbers from 0 name the items.
+
+    Raises:
+        RecipeError: There is no such item.
+    """
     result = dict(base)
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            result[key] = merge(result[key], value)
+        old = result.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            result[key] = merge(old, value)
+        elif isinstance(value, Mapping) and isinstance(old, list) and all(str(name).isdigit() for name in value):
+            items = {str(number): item for number, item in enumerate(old)}
+            if lost := [name for name in value if str(name) not in items]:
+                raise RecipeError(
+                    f"'{key}' has no item {lost[0]} ({len(old)} items).", hint="items are counted from 0"
+                )
+            result[key] = list(merge(items, {str(name): item for name, item in value.items()}).values())
         else:
             result[key] = value
     return result

@@ -21,16 +21,16 @@ from edgemm.runtime.latency import Latencies
 from edgemm.tensors import Feed
 
 _LOOK = 0.009
-"""Seconds over which the processor time of all threads is looked at: two ticks of a slow kernel, and more."""
+"""Seconds over which the processor time of all threads is looked at: two ticks of a slow kernel, and more.
+
+Also the least pause before a paced call, about the rate of a fast sensor.
+"""
 
 _QUIET = 0.2
 """Share of a processor below which all threads are asleep."""
 
 _LONGEST = 0.15
 """Seconds after which a rest ends in any case; ONNX Runtime's threads spin for up to 0.09 after a run."""
-
-_PAUSE = 0.008
-"""Seconds before a paced call: about the rate of a fast sensor, and long enough for threads to fall asleep."""
 
 _PACED = 40
 """Paced calls of each session, fewer where they take longer than a quarter of the measurement."""
@@ -148,7 +148,7 @@ def _paced(sessions: Mapping[str, Timed], feeds: Sequence[Feed], seconds: float)
     for at in range(_PACED):
         for name in _turn(names, at):
             sessions[name].reset_state()
-            time.sleep(_PAUSE)
+            rest()
             start = time.perf_counter()
             sessions[name].run(feeds[at % len(feeds)])
             times[name].append(time.perf_counter() - start)

@@ -58,10 +58,11 @@ class Options:
 def load(options: Options = Options()) -> dict[str, Arrays]:
     """Returns the splits `train`, `calib` and `eval`, from the cache if they were built before.
 
-    Each has `image` `[N,1,48,48]` float32, `table` `[N,10]` float32 (standardised by training patients, 0 where a
-    field is gone), `given` `[N,10]` float32 (1 where a field is there) and `label` `[N]` int64 (1 malignant).
+    Each has `image` `[N,48,48,1]` uint8, grey as a camera gives it, `table` `[N,10]` float32 (standardised by
+    training patients, 0 where a field is gone), `given` `[N,10]` float32 (1 where a field is there) and `label`
+    `[N]` int64 (1 malignant).
     """
-    flat = cached_arrays("medical", f"1 {asdict(options)}", lambda: _build(options))
+    flat = cached_arrays("medical", f"2 {asdict(options)}", lambda: _build(options))
     names = ("image", "table", "given", "label")
     return {split: {name: flat[f"{split}_{name}"] for name in names} for split in SPLITS}
 
@@ -88,7 +89,7 @@ def _build(options: Options) -> Arrays:
 
 
 def _draw(rng: np.random.Generator, fields: np.ndarray, options: Options) -> np.ndarray:
-    """Returns dark nuclei on bright tissue, `[1,48,48]` float32 about zero mean; `fields` are those of `DRAWN`."""
+    """Returns dark nuclei on bright tissue, `[48,48,1]` uint8; `fields` are those of `DRAWN`."""
     radius, spread, dents, grey = fields
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     image = np.full((SIDE, SIDE), 0.8, np.float32)
@@ -102,4 +103,4 @@ def _draw(rng: np.random.Generator, fields: np.ndarray, options: Options) -> np.
         inside = 1 / (1 + np.exp(np.clip(2 * (distance - outline), -30, 30)))
         image -= inside * (image - 0.2 - 2 * grey) * rng.uniform(0.6, 1)
     image += options.noise * rng.standard_normal(image.shape, dtype=np.float32)
-    return ((image - 0.6) / 0.3)[None].astype(np.float32)
+    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)[:, :, None]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,15 @@ def npz(tmp_path: Path):
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for a whole diagram, whatever the tests run in."""
     monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recipe file."""
+
+    def call(text: str, name: str = "mine.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return call

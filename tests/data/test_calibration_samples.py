@@ -37,7 +37,7 @@ INPUTS = {
     "gated": DIGITS,
     "image_text_align": "image float32 1 40 40, input_ids int64 16, attention_mask int64 16",
     "imu": "accel float32 3 100, gyro float32 3 100",
-    "medical": "image float32 1 48 48, table float32 10, given float32 10",
+    "medical": "image uint8 48 48 1, table float32 10, given float32 10",
     "nl_interface": "tokens int64 12, names int64 8 3, layout float32 8 3",
     "review_image": "image float32 1 28 28, input_ids int64 32, attention_mask int64 32",
     "sentiment": "text int64 32, prosody float32 4 96",

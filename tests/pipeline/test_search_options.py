@@ -20,6 +20,7 @@ from edgemm.pipeline.engines import EngineKind
 from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.proposals import Proposal
 from edgemm.pipeline.race import Track
+from edgemm.pipeline.scoring import Scorers
 from edgemm.quant.measure import ChainMeasure
 from edgemm.runtime import open_session
 from edgemm.runtime import turns as timing
@@ -223,6 +224,35 @@ def test_what_is_far_slower_is_not_tried_again_on_the_same_engines(
     result = convert_onnx(quantize=quantize, evaluate=BUDGET, layout="staged", engine="onnxruntime")
     assert result.shipped.precision == "fp32"
     assert [seconds for integer, seconds in measured if integer] == [0.4]
+
+
+def test_what_is_slow_is_scored_only_to_be_told(convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integers are declared slow, though not far: several are timed, the first is scored, float ships."""
+    timed: list[set[str]] = []
+    scored: list[str] = []
+    time_sessions, measure = variants.time_sessions, Scorers.measure
+
+    def noted(sessions: Any, feeds: Any, *, seconds: float) -> Any:
+        timed.append({name for name in sessions if name.startswith("int8")})
+        return time_sessions(sessions, feeds, seconds=seconds)
+
+    def told(scorers: Scorers, session: Any, tell: Any) -> Any:
+        scored.append(session.backend)
+        return measure(scorers, session, tell)
+
+    def slow(recipe: Any, judged: Any, sure: Any, ratio_from: float = 1.0) -> str | None:
+        return "slow" if judged.proposal.integer and ratio_from == 1.0 else None
+
+    monkeypatch.setattr("edgemm.pipeline.variants.time_sessions", noted)
+    monkeypatch.setattr("edgemm.pipeline.variants.too_slow", slow)
+    monkeypatch.setattr(Scorers, "measure", told)
+    quantize = {"precision": "auto", "cache": False, "measure_seconds": 0.2}
+    result = convert_onnx(quantize=quantize, evaluate=BUDGET, engine="onnxruntime")
+    assert result.shipped.precision == "fp32"
+    assert len([names for names in timed if names]) > 1
+    assert len(scored) == 2, scored
+    (refused,) = [v for v in result.manifest.variants if v.refused]
+    assert (refused.refused, refused.accuracy is not None) == ("slow", True)
 
 
 def test_single_calls_after_a_pause_count_as_well(convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch) -> None:

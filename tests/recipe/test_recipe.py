@@ -14,6 +14,7 @@ from edgemm.errors import RecipeError
 from edgemm.recipe import Recipe, build_recipe, load_recipe
 from edgemm.recipe.fields import every_field, field_at, has_free_keys
 from edgemm.recipe.loader import merge
+from edgemm.recipe.overrides import overrides_of
 from edgemm.runtime.stream_policy import StreamPolicy
 
 
@@ -156,6 +157,18 @@ def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
     file.write_text("model: {path: m.pt2}\nevaluate: {metric: accuracy, max_drop: 0.5}\n")
     recipe = load_recipe(file, {"evaluate": {"max_drop": 0.1}})
     assert (recipe.evaluate.metric, recipe.evaluate.max_drop) == ("accuracy", 0.1)
+
+
+def test_overrides_name_items_of_a_list_by_number(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    rules = "[{match: {op: Conv}, precision: float}, {match: {op: Gemm}, precision: float}]"
+    file.write_text(f"model: {{path: m.pt2}}\ntarget: [cpu, rtx-ada]\nquantize: {{rules: {rules}}}\n")
+    recipe = load_recipe(file, overrides_of(["quantize.rules.1.match.op=MatMul", "target.1=jetson-orin"]))
+    assert [(r.match.op, r.precision) for r in recipe.quantize.rules] == [("Conv", "float"), ("MatMul", "float")]
+    assert list(recipe.target) == ["cpu", "jetson-orin"]
+    with pytest.raises(RecipeError, match=r"'rules' has no item 2 \(2 items\)") as caught:
+        load_recipe(file, overrides_of(["quantize.rules.2.precision=float"]))
+    assert "counted from 0" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from edgemm.runtime import open_session
 from recipes import metrics
 from recipes.datasets import medical as dataset
 from recipes.models import medical
+from recipes.training import medical as training
 
 QUICK = dataset.Options(images=1)
 
@@ -58,13 +59,20 @@ def test_mask_and_table_are_one_modality(converted: Converted) -> None:
 
 
 @pytest.mark.slow
+def test_the_bundle_takes_the_image_as_the_camera_gives_it(converted: Converted) -> None:
+    with open_session(converted.bundle) as session:
+        image = session.io.input("image")
+    assert (image.dtype, image.shape[1:]) == ("uint8", (48, 48, 1))
+
+
+@pytest.mark.slow
 def test_bundle_gives_what_the_model_gives_with_and_without_fields(converted: Converted) -> None:
     data = converted.samples()
     feed = {name: data[name] for name in ("image", "table", "given")}
     empty = feed | {name: np.zeros_like(feed[name]) for name in ("table", "given")}
     with open_session(converted.bundle) as session:
         for inputs in (feed, empty):
-            given, expected = session.run(inputs), converted.source(inputs)
+            given, expected = session.run(inputs), converted.source(training.preprocessed(inputs))
             risk, true = (1 / (1 + np.exp(-o["logit"])) for o in (given, expected))
             assert np.abs(risk - true).mean() < 0.03
     assert converted.accuracy["drop"] <= 0.01

@@ -384,7 +384,7 @@ def _here() -> str:
 def test_tuning_measures_and_what_it_finds_can_be_given(
     fusion_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"_MAX_ROUNDS": 2, "_MIN_ROUNDS": 2, "_LONGEST": 0.001, "_PAUSE": 0.001}.items():
+    for name, value in {"_MAX_ROUNDS": 2, "_MIN_ROUNDS": 2, "_LONGEST": 0.001}.items():
         monkeypatch.setattr(f"edgemm.runtime.turns.{name}", value)
     found = tune(fusion_bundle, feed_of(), threads=2, seconds=0.01)
     assert found.ratios["sequential"] == 1.0
