@@ -37,7 +37,7 @@ demo: $(DEMO)  ## train a fusion model on real data, convert, run, profile
 demo-rtx: $(DEMO) $(RTX)  ## engines of that model for GPUs that are not here, by the real TensorRT for RTX
 	$(BIN)/python -m recipes.demo_rtx
 
-recipes: $(FIXTURES)  ## train, convert and score every recipe; what is done is not done again (50 minutes)
+recipes: $(FIXTURES)  ## train, convert and score every recipe; what is done is not done again (half an hour)
 	$(BIN)/python -m recipes.make; made=$$?; $(BIN)/python -m recipes.catalogue && exit $$made
 
 test: $(STAMP)   ## the fast tests

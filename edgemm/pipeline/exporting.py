@@ -48,7 +48,7 @@ def request_of(recipe: Recipe) -> ExportRequest:
     """Returns what a recipe says about the model's inputs and export."""
     inputs = recipe.inputs.items()
     return ExportRequest(
-        inputs=tuple(TensorSpec(n, i.dtype, i.shape) for n, i in inputs if i.shape is not None),
+        inputs=tuple(TensorSpec(n, i.dtype, i.sizes) for n, i in inputs if i.sizes is not None),
         modalities={n: i.modality for n, i in inputs if i.modality is not None},
         states=tuple(StateSpec(i, o) for i, o in recipe.states.items()),
         opset=recipe.export.opset,

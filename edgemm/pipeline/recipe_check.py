@@ -200,6 +200,10 @@ class _Check:
         for number, one in enumerate(self.recipe.profiles if self.sound("inputs", "data") else ()):
             at: Loc = ("profiles", number) if isinstance(self.text.fields.get("profiles"), list) else ("profiles",)
             self.known(at, one, [*symbols, *places, *inside], "dynamic dimension")
+        for name, section in self.recipe.inputs.items() if self.sound("inputs", "data") else ():
+            for axis in section.ranges:
+                if f"{name}:{axis}" not in places:
+                    self.unknown(("inputs", name, "shape", axis), f"{name}:{axis}", places, "dynamic dimension")
         if not self.problems and not self.lost:
             with self.told(("stream",)):
                 check_policy(self.recipe, io)

@@ -65,7 +65,7 @@ def find_shapes(recipe: Recipe, stages: StageGraph, io: IOSpec, samples: Samples
     """Returns the sizes that engines of these stages must accept.
 
     Args:
-        recipe: `profiles`, and `evaluate.batch`.
+        recipe: `profiles`, ranges of `inputs`, and `evaluate.batch`.
         stages: The float stages.
         io: The model's signature.
         samples: Real ones, for sizes that the recipe does not give.
@@ -76,11 +76,13 @@ def find_shapes(recipe: Recipe, stages: StageGraph, io: IOSpec, samples: Samples
     """
     symbols = dict.fromkeys(d for i in io.inputs for d in i.shape if isinstance(d, str))
     places = {f"{i.name}:{axis}": d for i in io.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)}
-    given = [{places.get(n, n): SizeRange(*sizes) for n, sizes in one.items()} for one in recipe.profiles] or [{}]
+    given = [{places.get(n, n): SizeRange(*sizes) for n, sizes in one.items()} for one in recipe.ranges] or [{}]
     inside = dict.fromkeys(d for s in stages.stages for i in s.inputs for d in i.shape if isinstance(d, str))
     for symbol in (s for one in given for s in one if s not in symbols and s not in inside):
+        name, _, axis = symbol.rpartition(":")
+        field = "profiles" if any(symbol in one for one in recipe.profiles) else f"inputs.{name}.shape.{axis}"
         raise RecipeError(
-            f"profiles: no dynamic dimension '{symbol}' in this model (dynamic: {_names(symbols, places)}).",
+            f"{field}: no dynamic dimension '{symbol}' in this model (dynamic: {_names(symbols, places)}).",
             hint=did_you_mean(symbol, [*symbols, *places, *inside], "see `edgemm inspect MODEL` for the names"),
         )
     if not symbols:
@@ -100,7 +102,7 @@ def find_shapes(recipe: Recipe, stages: StageGraph, io: IOSpec, samples: Samples
     make_profiles(io.inputs, ranges)  # says what is no range
     read = set(wanted) - {io.batch}
     frozen = {s: seen[s].opt for s in wanted if s in read and seen[s].min == seen[s].max}
-    origin = "from the recipe" if recipe.profiles else "from the samples" if read else "as usual"
+    origin = "from the recipe" if recipe.ranges else "from the samples" if read else "as usual"
     if all(s in symbols for s in inside):
         return Shapes(tuple(ranges), origin, frozen)
     return Shapes(

@@ -26,6 +26,9 @@ Objective = Literal["latency", "size", "accuracy"]
 Sizes = tuple[int, int, int]
 """Smallest, usual and largest size of a dynamic dimension."""
 
+OpenSize = Annotated[dict[str, Sizes], Field(min_length=1, max_length=1)]
+"""Name of a dynamic dimension, and its sizes."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -90,7 +93,11 @@ class InputSection(Section):
     """What the file does not say about one input."""
 
     modality: str | None = Field(default=None, min_length=1, description="Modality that this input belongs to.")
-    shape: tuple[int | str, ...] | None = Field(default=None, description="Sizes, or names of symbolic ones.")
+    shape: tuple[int | str | OpenSize, ...] | None = Field(
+        default=None,
+        description="Sizes, or names of symbolic ones, with the smallest, usual and largest size if wanted: "
+        "[batch, {frames: [10, 50, 300]}, 40]; for TensorRT, as `profiles`, which wins.",
+    )
     dtype: str = Field(default="float32", description="numpy dtype name.")
     rate: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Samples a second that its sensor gives, in hertz; `edgemm profile` paces by it."
@@ -117,10 +124,32 @@ class InputSection(Section):
         default=None, description="Dtype and shape of the raw array; default: what the samples show."
     )
 
+    @property
+    def sizes(self) -> tuple[int | str, ...] | None:
+        """The shape without ranges: sizes and names."""
+        return (
+            None if self.shape is None else tuple(next(iter(d)) if isinstance(d, dict) else d for d in self.shape)
+        )
+
+    @property
+    def ranges(self) -> dict[int, Sizes]:
+        """Axis -> the sizes that `shape` gives it."""
+        return {n: next(iter(d.values())) for n, d in enumerate(self.shape or ()) if isinstance(d, dict)}
+
     @field_validator("dtype")
     @classmethod
     def _known_dtype(cls, value: str) -> str:
         return _numpy_name(value, "str", "bfloat16")
+
+    @field_validator("shape", mode="before")
+    @classmethod
+    def _sizes_names_or_ranges(cls, value: Any) -> Any:
+        for item in value if isinstance(value, (list, tuple)) else ():
+            sizes = list(item.values()) if isinstance(item, Mapping) else [(1, 1, 1)]
+            three = len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) and len(sizes[0]) == 3
+            if not three or not isinstance(item, (int, str, Mapping)):
+                raise ValueError(f"got {item}, expected a size, a name, or {{name: [smallest, usual, largest]}}")
+        return value
 
     @field_validator("preprocess")
     @classmethod
@@ -312,6 +341,12 @@ class Recipe(Section):
         default="auto", description="What runs the graphs; auto: whatever is installed and measured faster."
     )
     threads: int = Field(default=0, ge=0, description="Threads for measuring; 0: the backend decides.")
+
+    @property
+    def ranges(self) -> tuple[dict[str, Sizes], ...]:
+        """`profiles` with what `inputs.NAME.shape` says of axes, there under `NAME:AXIS`."""
+        axes = {f"{name}:{axis}": r for name, i in self.inputs.items() for axis, r in i.ranges.items()}
+        return tuple(axes | one for one in self.profiles) or ((axes,) if axes else ())
 
     @field_validator("target", mode="before")
     @classmethod

@@ -42,7 +42,7 @@ _SLOWER = 1.03
 """From this ratio on paced calls count as slower."""
 
 _BLOCK_SECONDS = 0.02
-_MAX_BLOCK = 10
+_MAX_BLOCK = 60
 _MIN_ROUNDS = 7
 _MAX_ROUNDS = 60
 

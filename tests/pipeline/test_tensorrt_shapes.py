@@ -18,11 +18,12 @@ from edgemm.pipeline.shapes import Shapes, find_shapes
 from edgemm.recipe import Recipe
 
 
-def shapes(tmp_path: Path, profiles: dict[str, Any], *lengths: int) -> Shapes:
+def shapes(tmp_path: Path, profiles: dict[str, Any], *lengths: int, shape: list[Any] | None = None) -> Shapes:
     for number, length in enumerate(lengths):
         np.savez(tmp_path / f"{number}.npz", **strided(4, length))
     graph = onnx_graph(STRIDED, weights=CONVOLUTIONS)
-    recipe = Recipe.model_validate({"model": {"path": "m.onnx"}, "profiles": profiles})
+    inputs = {} if shape is None else {"sound": {"shape": shape}}
+    recipe = Recipe.model_validate({"model": {"path": "m.onnx"}, "inputs": inputs, "profiles": profiles})
     return find_shapes(recipe, partition(graph), graph.io, open_samples(str(tmp_path)) if lengths else None)
 
 
@@ -41,6 +42,15 @@ def test_sizes_that_differ_or_are_given_are_not_told(tmp_path: Path, profiles: d
 def test_an_input_and_an_axis_name_a_dimension(tmp_path: Path) -> None:
     found = shapes(tmp_path, {"sound:2": [32, 48, 80]})
     assert found.ranges[0]["time"] == SizeRange(32, 48, 80)
+
+
+def test_the_shape_of_an_input_has_ranges_and_profiles_win(tmp_path: Path) -> None:
+    shape = ["batch", 3, {"steps": [32, 48, 80]}]
+    assert shapes(tmp_path, {}, shape=shape).ranges[0]["time"] == SizeRange(32, 48, 80)
+    assert shapes(tmp_path, {"time": [8, 8, 16]}, shape=shape).ranges[0]["time"] == SizeRange(8, 8, 16)
+    assert str(shapes(tmp_path, {}, shape=shape)).endswith("(from the recipe)")
+    with pytest.raises(RecipeError, match=r"inputs\.sound\.shape\.1: no dynamic dimension 'sound:1'"):
+        shapes(tmp_path, {}, shape=["batch", {"channels": [1, 3, 3]}, "time"])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -157,6 +158,26 @@ def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
     file.write_text("model: {path: m.pt2}\nevaluate: {metric: accuracy, max_drop: 0.5}\n")
     recipe = load_recipe(file, {"evaluate": {"max_drop": 0.1}})
     assert (recipe.evaluate.metric, recipe.evaluate.max_drop) == ("accuracy", 0.1)
+
+
+def test_a_shape_may_have_ranges() -> None:
+    shape = ["batch", {"frames": [10, 50, 300]}, 40]
+    recipe = build_recipe({"model": {"path": "m.pt2"}, "inputs": {"x": {"shape": shape}}}, where="options")
+    assert recipe.inputs["x"].sizes == ("batch", "frames", 40)
+    assert recipe.ranges == ({"x:1": (10, 50, 300)},)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    "item", [{"frames": [10, 50]}, {"frames": 10}, {}, {"frames": [1, 2, 3], "bands": [1, 2, 3]}, [10, 50, 300]]
+)
+def test_what_is_no_range_of_a_shape_is_told(tmp_path: Path, item: Any) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"model: {{path: m.pt2}}\ninputs: {{x: {{shape: [batch, {json.dumps(item)}]}}}}\n")
+    with pytest.raises(
+        RecipeError, match=r"r\.yaml:2:\d+: inputs\.x\.shape: got .*, expected a size, a name, or {name"
+    ):
+        load_recipe(file)
 
 
 def test_overrides_name_items_of_a_list_by_number(tmp_path: Path) -> None:
