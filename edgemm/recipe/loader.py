@@ -72,9 +72,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Mapping) and isinstance(old, list) and all(str(name).isdigit() for name in value):
             items = {str(number): item for number, item in enumerate(old)}
             if lost := [name for name in value if str(name) not in items]:
-                raise RecipeError(
-                    f"'{key}' has no item {lost[0]} ({len(old)} items).", hint="items are counted from 0"
-                )
+                raise RecipeError(f"'{key}' has no item {lost[0]}: it has {len(old)}.", hint="the first is item 0")
             result[key] = list(merge(items, {str(name): item for name, item in value.items()}).values())
         else:
             result[key] = value

@@ -151,6 +151,15 @@ class InputSection(Section):
                 raise ValueError(f"got {item}, expected a size, a name, or {{name: [smallest, usual, largest]}}")
         return value
 
+    @model_validator(mode="after")
+    def _ranges_of_what_is_fed(self) -> InputSection:
+        if self.preprocess is not None and self.ranges:
+            raise ValueError(
+                "with preprocess, the sizes that change are those of the raw data: name them in raw.shape, and "
+                "give their ranges in profiles"
+            )
+        return self
+
     @field_validator("preprocess")
     @classmethod
     def _some_steps(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
