@@ -239,7 +239,7 @@ def test_what_is_far_slower_is_not_tried_again_on_the_same_engines(
 
 @pytest.mark.usefixtures("integers_win")
 def test_what_is_slow_is_scored_only_to_be_told(convert_onnx: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integers are declared slow, though not far: all are timed, mostly several, the first is scored, float ships."""
+    """Integers are declared slow, though not far: all are timed, the first is scored, float ships."""
     timed: list[set[str]] = []
     scored: list[str] = []
     time_sessions, measure = variants.time_sessions, Scorers.measure
