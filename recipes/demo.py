@@ -40,7 +40,7 @@ def main() -> None:
     bundle = FOLDER / "av_digits.edgemm"
     result = json.loads(edgemm("convert", *convert_arguments(FOLDER, bundle), capture=True))
     edgemm("inspect", str(bundle))
-    edgemm("run", str(bundle), "--data", str(FOLDER / "eval.npz"), "-o", str(FOLDER / "outputs.npz"))
+    edgemm("run", str(bundle), "--data", str(FOLDER / "eval.npz"), "-o", str(FOLDER / "outputs.npz"), "--force")
     page = FOLDER / "profile.html"
     measured = ("--data", str(FOLDER / "eval.npz"), "--seconds", "5", "--layers")
     edgemm("profile", str(bundle), *measured, "--html", str(page), "--force")
