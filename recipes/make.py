@@ -225,7 +225,7 @@ def train_all(works: Sequence[Work]) -> dict[Work, str]:
         try:
             futures = {pool.submit(train, work, min(2, cores // jobs)): work for work in waiting}
             for number, future in enumerate(as_completed(futures), 1):
-                work, said = futures[future], ""
+                work = futures[future]
                 try:
                     future.result()
                     said = f"{trained_in(work.place):.0f} s"

@@ -190,7 +190,7 @@ def prepare(name: str, folder: Path | None = None, way: Way = USUAL) -> Path:
 
 
 def main() -> None:
-    """Trains one recipe, with as many threads on every machine, which then gives about the same weights."""
+    """Trains one recipe. Another number of threads gives slightly other weights."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait leave the core to whoever works
     import torch
 

@@ -43,7 +43,8 @@ def init(model: Path, output: Path | None, force: bool, as_json: bool, **options
     """Begin a recipe for MODEL: its inputs with their modalities and shapes, its states, the labels, the metric.
 
     The model is exported as `edgemm convert` does it. All other fields are in the file too, commented out, with
-    their defaults and what they mean. It converts as it is: edgemm convert FILE.
+    their defaults and what they mean. It converts as it is: edgemm convert FILE. Samples as the sensors give them
+    need inputs.NAME.preprocess first; that is said.
     """
     from edgemm.cli._output import echo_json, refuse_to_overwrite, write_file
 
@@ -70,7 +71,7 @@ def init(model: Path, output: Path | None, force: bool, as_json: bool, **options
     for name, section in fields["inputs"].items():
         because = notes[f"inputs.{name}.modality"].removeprefix("Because: ").rstrip(".")
         click.echo(f"{name}: {section['modality']} ({because})")
-    if _RAW in notes.get("data.calib", ""):
+    if options["calib"] and "data.calib" in notes:
         click.echo(f"note: {notes['data.calib']}")
     click.echo(f"{output}   next: edgemm recipe check {output}")
 
@@ -98,29 +99,32 @@ def _fields(model: Path, options: Mapping[str, Any], folder: Path) -> tuple[dict
         "data": {k: v for k, v in data.items() if v},
     }
     declared = input_fields(options["inputs"], options["modalities"], options["states"])
-    recipe = build_recipe(merge(given, declared), where="options")
-    misfit = ""
+
+    def described(sections: Mapping[str, Any]) -> dict[str, Any]:
+        return describe_model(model, build_recipe(merge(sections, declared), where="options"), progress)
+
+    named = options["calib"] or options["eval_"]
+    source = open_samples(named) if named else None
+    misfit: DataError | None = None
     with RichProgress() as progress:
         try:
-            report = describe_model(model, recipe, progress)
+            report = described(given)
         except DataError as error:
-            if recipe.data.calib is None:
+            if not options["calib"]:
                 raise
-            open_samples(recipe.data.calib)  # nothing there, or nothing that can be read, is told as it is
-            bare = build_recipe(merge({"model": given["model"]}, declared), where="options")
+            misfit = error
             try:
-                report = describe_model(model, bare, progress)
+                report = described({"model": given["model"]})
             except EdgemmError:
-                raise error from None
-            misfit = str(error)
+                raise misfit from None  # the model alone does not tell its inputs
     inputs, notes = _inputs(report)
-    if misfit:
+    if misfit is not None:
         notes["data.calib"] = f"These samples are not what the model takes: {misfit} {_RAW}"
     fields: dict[str, Any] = {"model": _below(given["model"], folder, ("path", "factory")), "inputs": inputs}
     if report["states"]:
         fields["states"] = {s["input"]: s["output"] for s in report["states"]}
     fields["data"] = _below(given["data"], folder, ("calib", "eval"))
-    _guess_label(fields, notes, given["data"], report)
+    _guess_label(fields, notes, given["data"].get("label"), source, report)
     return {k: v for k, v in fields.items() if v}, notes
 
 
@@ -154,23 +158,24 @@ _LABELS = ("label", "labels", "target", "targets", "y", "class", "classes", "tru
 
 
 def _guess_label(
-    fields: dict[str, Any], notes: dict[str, str], data: Mapping[str, str], report: Mapping[str, Any]
+    fields: dict[str, Any],
+    notes: dict[str, str],
+    given: str | None,
+    source: Source | None,
+    report: Mapping[str, Any],
 ) -> None:
     """Adds the label array and the metric, where the samples tell: one whole number or float per sample."""
-    from edgemm.data import open_samples
-
-    if not data:
+    if source is None:
         notes["data.calib"] = "Without samples nothing becomes integer."
         return
-    source = open_samples(data.get("calib") or data["eval"])
     others = [n for n in source.names if n not in {i["name"] for i in report["inputs"]}]
-    label = data.get("label") or next((n for n in _LABELS if n in others), None)
+    label = given or next((n for n in _LABELS if n in others), None)
     if label is None or label not in source.names:
         if others:
             notes["data.label"] = f"Arrays that are no inputs: {', '.join(others)}."
         return
     metric = _metric(source, label, report)
-    if metric is None and not data.get("label"):
+    if metric is None and not given:
         notes["data.label"] = f"'{label}' is not one class or number per sample: give evaluate.metric with it."
         return
     fields["data"]["label"] = label

@@ -25,20 +25,30 @@ def over_limit(recipe: Recipe, judged: Judged) -> str | None:
     return f"{judged.ms:.3g} ms, more than --max-latency-ms {limit:.3g}"
 
 
-def too_slow(recipe: Recipe, judged: Judged, sure: Judged, ratio_from: float = 1.0) -> str | None:
-    """Objects to a variant over the limit, or slower than `sure`, float, that was timed with it.
-
-    `ratio_from` asks whether it is slower by more than this, and not about the limit.
-    """
-    section = recipe.quantize
-    if ratio_from == 1.0 and (objection := over_limit(recipe, judged)) is not None:
+def too_slow(recipe: Recipe, judged: Judged, sure: Judged) -> str | None:
+    """Objects to a variant over the limit, or slower than `sure`, float, that was timed with it."""
+    if (objection := over_limit(recipe, judged)) is not None:
         return objection
+    timing, ratio = judged.timings[judged.candidate.variant.name], _ratio(judged, sure)
+    if not _must_be_faster(recipe) or ratio * MARGIN < 1:
+        return None
+    floating = judged.timings[sure.candidate.variant.name]
+    when = "" if timing.ms / floating.ms == ratio else " when calls come one by one"
+    return f"{ratio:.2f} × the latency of float on this machine{when}: no faster"
+
+
+def far_slower(recipe: Recipe, judged: Judged, sure: Judged) -> bool:
+    """Returns whether a variant that was timed with `sure`, float, lost by `FAR` where it had to be faster."""
+    return bool(judged.timings) and _must_be_faster(recipe) and _ratio(judged, sure) * MARGIN >= FAR
+
+
+def _must_be_faster(recipe: Recipe) -> bool:
+    return not recipe.quantize.integers_demanded and recipe.quantize.objective != "size"
+
+
+def _ratio(judged: Judged, sure: Judged) -> float:
     timing, floating = (judged.timings[j.candidate.variant.name] for j in (judged, sure))
-    ratio = timing.ratio(floating)
-    if ratio * MARGIN >= ratio_from and not section.integers_demanded and section.objective != "size":
-        when = "" if timing.ms / floating.ms == ratio else " when calls come one by one"
-        return f"{ratio:.2f} × the latency of float on this machine{when}: no faster"
-    return None
+    return timing.ratio(floating)
 
 
 def inaccurate(recipe: Recipe, accuracy: Mapping[str, Any] | None) -> str | None:

@@ -134,7 +134,7 @@ class Track:
         medians = np.empty((rounds, 2))
         for number in range(rounds):
             for turn, which in enumerate(((0, 1), (1, 0))[number % 2]):
-                if turn == 1 and self.alone:
+                if turn == 1 and self.alone:  # a round begins with the session that the last one ended with
                     rest()
                 medians[number, which] = self._median(sessions[which], blocks[which])
             if number + 1 == _FEW_ROUNDS and np.all(medians[: number + 1, 1] > _FAR * medians[: number + 1, 0]):

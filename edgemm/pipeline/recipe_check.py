@@ -26,6 +26,7 @@ from edgemm.pipeline.preprocessing import NONE, Preprocessing, bake_preprocessin
 from edgemm.pipeline.progress import Clock, Progress
 from edgemm.pipeline.rates import check_rates
 from edgemm.pipeline.scoring import check_metric
+from edgemm.pipeline.shapes import open_dimensions
 from edgemm.pipeline.splits import Splits, open_splits
 from edgemm.pipeline.wishes import check_cuts, check_fills, check_policy
 from edgemm.quant.placement import possible
@@ -194,9 +195,7 @@ class _Check:
                 ruled = find_ruled((rule,), stages)
                 if rule.integer:
                     ruled.choices(possible(stages))
-        symbols = dict.fromkeys(d for i in io.inputs for d in i.shape if isinstance(d, str))
-        places = [f"{i.name}:{axis}" for i in io.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)]
-        inside = [d for s in stages.stages for i in s.inputs for d in i.shape if isinstance(d, str)]
+        symbols, places, inside = open_dimensions(stages, io)
         for number, one in enumerate(self.recipe.profiles if self.sound("inputs", "data") else ()):
             at: Loc = ("profiles", number) if isinstance(self.text.fields.get("profiles"), list) else ("profiles",)
             self.known(at, one, [*symbols, *places, *inside], "dynamic dimension")

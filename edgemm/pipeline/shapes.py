@@ -61,6 +61,13 @@ class Shapes:
         return f"{' | '.join(texts) or 'every size is fixed'} ({self.origin})"
 
 
+def open_dimensions(stages: StageGraph, io: IOSpec) -> tuple[dict[str, None], dict[str, str], dict[str, None]]:
+    """Returns the dynamic dimensions: of the inputs, by `INPUT:AXIS`, and of the stages' inputs, in order."""
+    places = {f"{i.name}:{axis}": d for i in io.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)}
+    inside = dict.fromkeys(d for s in stages.stages for i in s.inputs for d in i.shape if isinstance(d, str))
+    return dict.fromkeys(places.values()), places, inside
+
+
 def find_shapes(recipe: Recipe, stages: StageGraph, io: IOSpec, samples: Samples | None) -> Shapes:
     """Returns the sizes that engines of these stages must accept.
 
@@ -74,10 +81,8 @@ def find_shapes(recipe: Recipe, stages: StageGraph, io: IOSpec, samples: Samples
         RecipeError: A size has no range and no samples to read one from, a range is none, a symbol is unknown, or
             the model does not run at the sizes.
     """
-    symbols = dict.fromkeys(d for i in io.inputs for d in i.shape if isinstance(d, str))
-    places = {f"{i.name}:{axis}": d for i in io.inputs for axis, d in enumerate(i.shape) if isinstance(d, str)}
+    symbols, places, inside = open_dimensions(stages, io)
     given = [{places.get(n, n): SizeRange(*sizes) for n, sizes in one.items()} for one in recipe.ranges] or [{}]
-    inside = dict.fromkeys(d for s in stages.stages for i in s.inputs for d in i.shape if isinstance(d, str))
     for symbol in (s for one in given for s in one if s not in symbols and s not in inside):
         name, _, axis = symbol.rpartition(":")
         field = "profiles" if any(symbol in one for one in recipe.profiles) else f"inputs.{name}.shape.{axis}"

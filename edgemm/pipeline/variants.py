@@ -21,7 +21,7 @@ from edgemm.pipeline.engines import EngineKind, engine_kinds
 from edgemm.pipeline.forms import timed
 from edgemm.pipeline.integers import Integers
 from edgemm.pipeline.lineup import MARGIN, LineUp, best_lineup, race_floats
-from edgemm.pipeline.objections import FAR, REMEDY, apart, inaccurate, over_budget, over_limit, too_slow
+from edgemm.pipeline.objections import REMEDY, apart, far_slower, inaccurate, over_budget, over_limit, too_slow
 from edgemm.pipeline.outcome import BASELINE, Judged, Outcome, assemble
 from edgemm.pipeline.pairing import BOTH, compare, partner, pays, worth_trying
 from edgemm.pipeline.progress import Clock, Progress
@@ -231,7 +231,7 @@ class Contest:
                 held[layout] = judged
                 continue
             self.progress.step("verify", f"{judged.proposal}: refused, {judged.objection}")
-            if judged.timings and too_slow(self.recipe, judged, sure, FAR) is not None:
+            if far_slower(self.recipe, judged, sure):
                 slow.add(form)
             if proposal.integer and refused is None:
                 refused = judged

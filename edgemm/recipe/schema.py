@@ -63,6 +63,13 @@ def _numpy_name(value: str, *others: str) -> str:
         raise ValueError(f"'{value}' is no dtype: use uint8, int16, float32 or str, for example") from error
 
 
+def _is_size(item: Any) -> bool:
+    """Returns whether an item of a shape has the form of a size, a name or a range."""
+    if isinstance(item, Mapping):
+        return len(item) == 1 and all(isinstance(s, (list, tuple)) and len(s) == 3 for s in item.values())
+    return isinstance(item, (int, str))
+
+
 def _known_step(value: Any) -> Any:
     try:
         parse((value,))
@@ -145,9 +152,7 @@ class InputSection(Section):
     @classmethod
     def _sizes_names_or_ranges(cls, value: Any) -> Any:
         for item in value if isinstance(value, (list, tuple)) else ():
-            sizes = list(item.values()) if isinstance(item, Mapping) else [(1, 1, 1)]
-            three = len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) and len(sizes[0]) == 3
-            if not three or not isinstance(item, (int, str, Mapping)):
+            if not _is_size(item):
                 raise ValueError(f"got {item}, expected a size, a name, or {{name: [smallest, usual, largest]}}")
         return value
 

@@ -28,6 +28,11 @@ def model(onnx_file: Callable[..., Path]) -> Path:
     return onnx_file(PAIR)
 
 
+@pytest.fixture
+def calib(npz: Npz) -> Path:
+    return npz("c.npz", image=IMAGE, gyro=GYRO, label=LABEL)
+
+
 def test_check_tells_everything_at_once_with_lines(edgemm: Edgemm, write: Any) -> None:
     path = write(BROKEN)
     result = edgemm("recipe", "check", path)
@@ -83,8 +88,7 @@ def test_a_recipe_that_is_not_there_or_no_text(
     assert "did you mean 'recipes/imu.yaml'?" in shown.err
 
 
-def test_check_holds_names_against_the_model(edgemm: Edgemm, model: Path, npz: Npz, write: Any) -> None:
-    npz("c.npz", image=IMAGE, gyro=GYRO, label=LABEL)
+def test_check_holds_names_against_the_model(edgemm: Edgemm, model: Path, calib: Path, write: Any) -> None:
     path = write(
         "model: {path: model.onnx}\n"
         "inputs:\n  imge: {modality: camera}\n  giro: {modality: gyro}\n"
@@ -112,8 +116,7 @@ def test_check_holds_names_against_the_model(edgemm: Edgemm, model: Path, npz: N
     assert edgemm("recipe", "check", path, "--no-model").code == 0
 
 
-def test_a_rule_that_no_node_can_follow_is_told(edgemm: Edgemm, model: Path, npz: Npz, write: Any) -> None:
-    npz("c.npz", image=IMAGE, gyro=GYRO, label=LABEL)
+def test_a_rule_that_no_node_can_follow_is_told(edgemm: Edgemm, model: Path, calib: Path, write: Any) -> None:
     path = write(
         "model: {path: model.onnx}\n"
         "data: {calib: c.npz, label: label}\n"
@@ -126,9 +129,8 @@ def test_a_rule_that_no_node_can_follow_is_told(edgemm: Edgemm, model: Path, npz
 
 
 def test_wrong_steps_are_told_once_and_hide_no_wrong_names(
-    edgemm: Edgemm, model: Path, npz: Npz, write: Any
+    edgemm: Edgemm, model: Path, calib: Path, write: Any
 ) -> None:
-    npz("c.npz", image=IMAGE, gyro=GYRO, label=LABEL)
     path = write(
         "model: {path: model.onnx}\n"
         "inputs:\n  gyro:\n    source: gyroo\n    preprocess: [gravity]\n"
@@ -145,9 +147,8 @@ def test_wrong_steps_are_told_once_and_hide_no_wrong_names(
 
 
 def test_check_tells_wrong_fields_and_wrong_names_in_one_pass(
-    edgemm: Edgemm, model: Path, npz: Npz, write: Any
+    edgemm: Edgemm, model: Path, calib: Path, write: Any
 ) -> None:
-    npz("c.npz", image=IMAGE, gyro=GYRO, label=LABEL)
     path = write(
         "model: {path: model.onnx}\n"
         "inputs:\n  imge: {modality: camera}\n  gyro: {modality: motion, rte: 50}\n"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemm.pipeline.objections import FAR, inaccurate, too_slow
+from edgemm.pipeline.objections import far_slower, inaccurate, too_slow
 from edgemm.recipe import Recipe
 from edgemm.runtime.latency import Latencies
 from edgemm.runtime.turns import Timing
@@ -29,7 +29,7 @@ def timed(ms: float, floating: float = 1.0) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("ms", "far", "slower"), [(0.8, False, False), (1.1, False, True), (1.3, True, True)])
 def test_what_is_far_behind_is_told_from_what_is_slower(ms: float, far: bool, slower: bool) -> None:
     recipe = Recipe.model_validate({"model": {"path": "m.onnx"}})
-    assert bool(too_slow(recipe, *timed(ms), FAR)) is far
+    assert far_slower(recipe, *timed(ms)) is far
     assert bool(too_slow(recipe, *timed(ms))) is slower
     limited = Recipe.model_validate({"model": {"path": "m.onnx"}, "quantize": {"max_latency_ms": 0.5}})
     assert "--max-latency-ms" in str(too_slow(limited, *timed(ms)))

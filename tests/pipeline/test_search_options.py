@@ -231,6 +231,7 @@ def test_what_is_far_slower_is_not_tried_again_on_the_same_engines(
 
     monkeypatch.setattr("edgemm.pipeline.variants.time_sessions", noted)
     monkeypatch.setattr("edgemm.pipeline.variants.too_slow", lambda *given: "slow")
+    monkeypatch.setattr("edgemm.pipeline.variants.far_slower", lambda *given: True)
     quantize = {"precision": "auto", "cache": False, "measure_seconds": 0.4}
     result = convert_onnx(quantize=quantize, evaluate=BUDGET, layout="staged", engine="onnxruntime")
     assert result.shipped.precision == "fp32"
@@ -252,11 +253,12 @@ def test_what_is_slow_is_scored_only_to_be_told(convert_onnx: Convert, monkeypat
         scored.append(session.backend)
         return measure(scorers, session, tell)
 
-    def slow(recipe: Any, judged: Any, sure: Any, ratio_from: float = 1.0) -> str | None:
-        return "slow" if judged.proposal.integer and ratio_from == 1.0 else None
+    def slow(recipe: Any, judged: Any, sure: Any) -> str | None:
+        return "slow" if judged.proposal.integer else None
 
     monkeypatch.setattr("edgemm.pipeline.variants.time_sessions", noted)
     monkeypatch.setattr("edgemm.pipeline.variants.too_slow", slow)
+    monkeypatch.setattr("edgemm.pipeline.variants.far_slower", lambda *given: False)
     monkeypatch.setattr(Scorers, "measure", told)
     quantize = {"precision": "auto", "cache": False, "measure_seconds": 0.2}
     result = convert_onnx(quantize=quantize, evaluate=BUDGET, engine="onnxruntime")
